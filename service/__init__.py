@@ -1,0 +1,21 @@
+"""Headrace: a streaming gateway for long-running AI agents.
+
+The path of one invocation, in reading order; in brackets the parts that a station calls:
+
+     1  __main__            settings and logging; a server whose SIGTERM starts the drain
+     2  app                 chooses the adapters, opens them, closes them; nothing else does
+     3  middleware          request id, path, body limit, security headers, one log line a request
+     4  api                 submit: authenticate, parse, admit, start, follow   [submission, views, problems]
+     5  identity            bearer token -> Principal                           [jose, keys]
+     6  admission           Principal and job -> Invocation with its first hold
+     7  runner              owns running attempts, ends each exactly once       [leases]
+     8  runtimes.converse   turn after turn on a Model, tools in between        [runtimes.heard, tools]
+     9  models.bedrock      ConverseStream -> batches of frames                 [the rest of models]
+    10  log                 frames -> events with ids: to readers at once, to the store in groups
+    11  follow              replay, then tail -> bytes on a response            [readers, wire]
+    12  ledger              what was held is settled by what was used; the end is stored, then shown
+
+The words they share: invocations, events, errors, config. What is durable: stores. What is observed:
+telemetry. The command line (cli, client) talks HTTP like any other client and imports none of these.
+docs/architecture.md has the same path with what the job looks like at each station.
+"""

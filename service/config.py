@@ -1,0 +1,375 @@
+"""Configuration: `Settings` from the environment, `Catalog` from `headrace.toml`; frozen, read once, all
+faults at once.
+
+`__main__` reads both before anything is opened. A fault never stops at the first: `ConfigError` lists them
+all, each with the name that must be changed. `os.environ` is read nowhere else.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_type_hints
+from urllib.parse import urlsplit
+
+KIB: Final = 1024
+# API Gateway takes 10 MB: https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-execution-service-limits-table.html
+MAX_BODY_BYTES: Final = 10_000_000
+# API Gateway ends a stream after 15 minutes: https://docs.aws.amazon.com/apigateway/latest/developerguide/response-transfer-mode.html
+MAX_SEGMENT_S: Final = 890.0
+MAX_DEADLINE_S: Final = 8 * 3600.0
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; `faults` are all the reasons, one sentence each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things are: the environment (DESIGN section 7). Times and limits are in the catalog."""
+
+    issuer: str
+    audiences: tuple[str, ...]
+    jwks_url: str
+    store: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    catalog: Path = Path("headrace.toml")
+    cors_origins: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read the `HEADRACE_*` variables.
+
+        Raises:
+            ConfigError: Every unknown `HEADRACE_*` name, missing variable and bad value.
+        """
+        faults: list[str] = []
+        given = {
+            name.removeprefix("HEADRACE_"): value
+            for name, value in environ.items()
+            if name.startswith("HEADRACE_")
+        }
+        faults += [
+            f"HEADRACE_{name} is not a setting; settings are {', '.join('HEADRACE_' + n for n in _VARIABLES)}"
+            for name in sorted(given.keys() - _VARIABLES)
+        ]
+
+        def required(name: str, check: Callable[[str], str | None]) -> str:
+            value = given.get(name, "").strip()
+            fault = check(value) if value else "is not set"
+            if fault:
+                faults.append(f"HEADRACE_{name} {fault}")
+            return value
+
+        issuer = required("ISSUER", _url_fault).rstrip("/")
+        audiences = _comma_separated(required("AUDIENCES", lambda _: None))
+        store = required("STORE", _store_fault)
+        jwks_url = given.get("JWKS_URL") or f"{issuer}/.well-known/jwks.json"
+        if issuer and (fault := _url_fault(jwks_url)):
+            faults.append(f"HEADRACE_JWKS_URL {fault}")
+        port = given.get("PORT", "8080")
+        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+            faults.append(f"HEADRACE_PORT must be a number from 0 to 65535, not {port!r}")
+        origins = _comma_separated(given.get("CORS_ORIGINS", ""))
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != f"{parts.scheme}://{parts.netloc}" or parts.scheme not in ("http", "https"):
+                faults.append(
+                    f"HEADRACE_CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com"
+                )
+        if faults:
+            raise ConfigError(faults)
+        return cls(
+            issuer=issuer,
+            audiences=audiences,
+            jwks_url=jwks_url,
+            store=store,
+            host=given.get("HOST") or "127.0.0.1",
+            port=int(port),
+            catalog=Path(given.get("CATALOG") or "headrace.toml"),
+            cors_origins=origins,
+        )
+
+
+_VARIABLES: Final = ("HOST", "PORT", "CATALOG", "ISSUER", "AUDIENCES", "JWKS_URL", "STORE", "CORS_ORIGINS")
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+
+
+def _url_fault(value: str) -> str | None:
+    parts = urlsplit(value)
+    if parts.scheme == "https" and parts.netloc:
+        return None
+    if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"):
+        return None
+    return f"must be an https URL (http only on loopback), not {value!r}"
+
+
+def _store_fault(value: str) -> str | None:
+    if value.startswith("sqlite:") and len(value) > len("sqlite:"):
+        return None
+    return f"must be sqlite:PATH or sqlite::memory:, not {value!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """`[service]`: times and limits of one process, all with defaults. `RANGES` holds what is allowed."""
+
+    heartbeat_s: float = 10.0
+    segment_s: float = 840.0
+    drain_s: float = 100.0
+    first_event_grace_s: float = 1.0
+    write_timeout_s: float = 30.0
+    lease_s: float = 30.0
+    retention_s: float = 24 * 3600.0
+    upstream_silence_s: float = 900.0
+    max_token_s: float = 3600.0
+    body_limit_bytes: int = 256 * KIB
+    bodies_being_read_bytes: int = 64 * KIB * KIB
+    running_invocations: int = 1000
+    open_readers: int = 10_000
+    readers_per_principal: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a principal may use: tokens per rolling 24 h and calendar month, invocations at once.
+
+    `invocation_tokens` is the budget of each invocation.
+    """
+
+    daily_tokens: int = 200_000
+    monthly_tokens: int = 2_000_000
+    concurrent_invocations: int = 8
+    invocation_tokens: int = 500_000
+
+    def largest(self, other: "Limits") -> "Limits":
+        """Combine the limits of two groups: the larger of each."""
+        return Limits(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(Limits)))
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """`[upstreams.NAME]`: a model backend."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """`[runtimes.NAME]`: a named agent."""
+
+    name: str
+    kind: str
+    model: str = ""
+    instructions: str = ""
+    tools: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ("*",)
+    max_output_tokens: int = 4096
+    max_turns: int = 10
+    deadline_s: float = 3600.0
+    on_disconnect: str = "continue"
+    body_limit_bytes: int | None = None
+
+    @property
+    def upstream(self) -> str:
+        """The name of the upstream, before the first slash of `model`."""
+        return self.model.partition("/")[0]
+
+    @property
+    def model_id(self) -> str:
+        """The model's id as its upstream knows it, after the first slash of `model`."""
+        return self.model.partition("/")[2]
+
+    def admits(self, groups: tuple[str, ...]) -> bool:
+        """Tell whether a principal in these groups may call this runtime."""
+        return "*" in self.groups or not set(self.groups).isdisjoint(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What this deployment serves: `headrace.toml`, validated as a whole."""
+
+    service: ServiceConfig = ServiceConfig()
+    upstreams: Mapping[str, UpstreamConfig] = field(default_factory=dict)
+    runtimes: Mapping[str, RuntimeConfig] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "Catalog":
+        """Read and validate the file.
+
+        Raises:
+            ConfigError: The file can't be read, is not TOML, or has faults; all of them.
+        """
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError([f"the catalog {path} can't be read: {error.strerror}"]) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError([f"the catalog {path} is not TOML: {error}"]) from error
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Catalog":
+        """Validate a parsed catalog.
+
+        Raises:
+            ConfigError: All faults of the document.
+        """
+        reader = _Reader()
+        reader.unknown_keys("", document, {"service", "upstreams", "runtimes", "limits"})
+        service = reader.table("service", document.get("service", {}), ServiceConfig, {})
+        upstreams = {
+            name: reader.table(f"upstreams.{name}", table, UpstreamConfig, {"name": name})
+            for name, table in reader.named_tables("upstreams", document)
+        }
+        runtimes = {
+            name: reader.table(f"runtimes.{name}", table, RuntimeConfig, {"name": name})
+            for name, table in reader.named_tables("runtimes", document)
+        }
+        limits = {
+            name: reader.table(f"limits.{name}", table, Limits, {})
+            for name, table in reader.named_tables("limits", document, any_name=True)
+        }
+        limits.setdefault("default", Limits())
+        for name, upstream in upstreams.items():
+            if upstream is not None and upstream.kind != "bedrock":
+                reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
+        for name, runtime in runtimes.items():
+            if runtime is not None:
+                reader.check_runtime(f"runtimes.{name}", runtime, upstreams.keys())
+        if not runtimes:
+            reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
+        if reader.faults:
+            raise ConfigError(reader.faults)
+        return cls(service or ServiceConfig(), _present(upstreams), _present(runtimes), _present(limits))
+
+    def limits_of(self, groups: tuple[str, ...]) -> Limits:
+        """Return the limits of a principal: of its groups' limits the largest, without any the default."""
+        mine = [self.limits[group] for group in groups if group in self.limits and group != "default"]
+        if not mine:
+            return self.limits["default"]
+        combined = mine[0]
+        for limits in mine[1:]:
+            combined = combined.largest(limits)
+        return combined
+
+
+_Table = TypeVar("_Table")
+
+
+def _present(tables: Mapping[str, _Table | None]) -> dict[str, _Table]:
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+# What a number may be, by field name (inclusive). A field without a line here is any positive number.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "heartbeat_s": (0.05, 60),
+    "segment_s": (1, MAX_SEGMENT_S),
+    "drain_s": (0, 110),
+    "first_event_grace_s": (0, 10),
+    "deadline_s": (1, MAX_DEADLINE_S),
+    "max_token_s": (300, 24 * 3600),
+    "body_limit_bytes": (1, MAX_BODY_BYTES),
+    "daily_tokens": (0, 1e15),
+    "monthly_tokens": (0, 1e15),
+    "concurrent_invocations": (0, 1e6),
+    "max_turns": (1, 1000),
+}
+_ANY_POSITIVE: Final = (1e-9, 1e15)
+
+
+class _Reader:
+    """Reads TOML tables into dataclasses and gathers faults instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def unknown_keys(self, where: str, table: Mapping[str, Any], known: Set[str]) -> None:
+        prefix = f"{where}." if where else ""
+        self.faults += [
+            f"{prefix}{key} is not known; known here: {', '.join(sorted(known))}"
+            for key in sorted(table.keys() - known)
+        ]
+
+    def named_tables(
+        self, section: str, document: Mapping[str, Any], *, any_name: bool = False
+    ) -> list[tuple[str, Mapping[str, Any]]]:
+        tables = document.get(section, {})
+        if not isinstance(tables, dict):
+            self.faults.append(f"{section} must be tables such as [{section}.NAME]")
+            return []
+        good: list[tuple[str, Mapping[str, Any]]] = []
+        for name, table in tables.items():
+            if not any_name and not _NAME.fullmatch(name):
+                self.faults.append(
+                    f"{section}.{name}: a name has lower-case letters, digits and dashes, at most 63"
+                )
+            elif not isinstance(table, dict):
+                self.faults.append(f"{section}.{name} must be a table")
+            else:
+                good.append((name, table))
+        return good
+
+    def table(self, where: str, table: Any, shape: type[_Table], given: Mapping[str, Any]) -> _Table | None:
+        if not isinstance(table, dict):
+            self.faults.append(f"{where} must be a table")
+            return None
+        types = {name: kind for name, kind in get_type_hints(shape).items() if name not in given}
+        self.unknown_keys(where, table, types.keys())
+        before = len(self.faults)
+        values = dict(given)
+        for name, kind in types.items():
+            if name in table:
+                values[name] = self._value(f"{where}.{name}", name, table[name], kind)
+        if "kind" in types and "kind" not in table:
+            self.faults.append(f"{where}.kind is missing")
+        return shape(**values) if len(self.faults) == before else None
+
+    def _value(self, where: str, name: str, value: Any, kind: Any) -> Any:
+        if kind is str:
+            if not isinstance(value, str) or not value:
+                self.faults.append(f"{where} must be a non-empty string")
+            return value
+        if kind == tuple[str, ...]:
+            if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+                self.faults.append(f"{where} must be a list of strings")
+                return ()
+            return tuple(value)
+        whole = kind is not float
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        low, high = _RANGES.get(name, _ANY_POSITIVE)
+        if not number or not low <= value <= high:
+            bounds = f" from {low:g} to {high:g}" if name in _RANGES else ", more than 0"
+            self.faults.append(f"{where} must be a {'whole ' if whole else ''}number{bounds}, not {value!r}")
+            return value
+        return value if whole else float(value)
+
+    def check_runtime(self, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
+        if runtime.kind != "converse":
+            self.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
+        if not runtime.upstream or not runtime.model_id:
+            self.faults.append(
+                f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+            )
+        elif runtime.upstream not in upstreams:
+            self.faults.append(
+                f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
+            )
+        if runtime.on_disconnect != "continue":
+            self.faults.append(f'{where}.on_disconnect must be "continue", not {runtime.on_disconnect!r}')
+        for entry in runtime.tools:
+            if not re.fullmatch(r"[\w.]+:\w+", entry):
+                self.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')

@@ -1,0 +1,252 @@
+"""What can go wrong, as one tree; each leaf is one stable `code` of the HTTP contract.
+
+    HeadraceError
+    ├── Rejected            the caller's reason (4xx)
+    │   ├── InvalidRequest          invalid-request          400
+    │   ├── InvalidCursor           invalid-cursor           400
+    │   ├── Unauthenticated         unauthenticated          401
+    │   ├── NotFound                not-found                404
+    │   ├── MethodNotAllowed        method-not-allowed       405
+    │   ├── NotAcceptable           not-acceptable           406
+    │   ├── BodyTooLarge            body-too-large           413
+    │   ├── UnsupportedMediaType    unsupported-media-type   415
+    │   ├── BudgetExceeded          budget-exceeded          422
+    │   ├── QuotaExceeded           quota-exceeded           429
+    │   ├── ConcurrencyExceeded     concurrency-exceeded     429
+    │   └── TooManyReaders          too-many-readers         429
+    ├── Shed                ours, before any work was done (503)
+    │   ├── Overloaded              overloaded               503
+    │   ├── Draining                draining                 503
+    │   ├── IssuerUnavailable       issuer-unavailable       503
+    │   └── StoreUnavailable        store-unavailable        503
+    ├── UpstreamError       the model backend's
+    │   ├── UpstreamRejected        upstream-rejected        400
+    │   ├── UpstreamMisconfigured   upstream-misconfigured   502
+    │   ├── UpstreamFailed          upstream-failed          502
+    │   ├── UpstreamThrottled       upstream-throttled       503
+    │   ├── UpstreamUnavailable     upstream-unavailable     503
+    │   └── UpstreamTimeout         upstream-timeout         504
+    └── InvocationError     the job's own endings
+        ├── TurnsExhausted          turns-exhausted          422
+        ├── Interrupted             interrupted              503
+        ├── DeadlineExceeded        deadline-exceeded        504
+        └── InternalError           internal-error           500
+
+`Fenced` stands apart: it never reaches a caller.
+
+Raised by every module of the service, turned into problem documents (RFC 9457) by `api` before the first
+byte and by `runner` after it. Adapters map foreign exceptions to these by type and code, never by text.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+PROBLEM_TYPE_PREFIX = "urn:headrace:problem:"
+
+
+class HeadraceError(Exception):
+    """A failure with a stable code.
+
+    Args:
+        detail: One or two sentences for the caller: what is wrong and what to do. Never foreign text.
+        retry_after_s: Seconds until a retry may succeed; becomes `Retry-After`.
+        extra: Further members of the problem document (JSON values).
+    """
+
+    code: ClassVar[str] = "internal-error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Something went wrong inside the service"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        retry_after_s: float | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.extra: dict[str, Any] = dict(extra or {})
+
+    def problem(self, **members: Any) -> dict[str, Any]:
+        """Return the RFC 9457 problem document; `members` come last (`instance`, `invocationId`)."""
+        document: dict[str, Any] = {
+            "type": PROBLEM_TYPE_PREFIX + self.code,
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+        }
+        if self.detail:
+            document["detail"] = self.detail
+        if self.retryable:
+            document["retryable"] = True
+        return document | self.extra | members
+
+
+class Rejected(HeadraceError):
+    """Refused for the caller's reason."""
+
+
+class InvalidRequest(Rejected):
+    code, status = "invalid-request", 400
+    title = "The request is not valid"
+
+
+class InvalidCursor(Rejected):
+    code, status = "invalid-cursor", 400
+    title = "The cursor was never issued by this invocation"
+
+
+class Unauthenticated(Rejected):
+    code, status = "unauthenticated", 401
+    title = "A valid ID token is required"
+
+
+class NotFound(Rejected):
+    code, status = "not-found", 404
+    title = "There is nothing here that you may see"
+
+
+class MethodNotAllowed(Rejected):
+    code, status = "method-not-allowed", 405
+    title = "This path does not answer that method"
+
+
+class NotAcceptable(Rejected):
+    code, status = "not-acceptable", 406
+    title = "None of the accepted media types can be produced"
+
+
+class BodyTooLarge(Rejected):
+    code, status = "body-too-large", 413
+    title = "The request body is larger than this runtime takes"
+
+
+class UnsupportedMediaType(Rejected):
+    code, status = "unsupported-media-type", 415
+    title = "The request body must be application/json"
+
+
+class BudgetExceeded(Rejected):
+    code, status = "budget-exceeded", 422
+    title = "The token budget of this invocation does not allow the next model call"
+
+
+class QuotaExceeded(Rejected):
+    code, status = "quota-exceeded", 429
+    title = "The token quota is used up"
+    retryable = True
+
+
+class ConcurrencyExceeded(Rejected):
+    code, status = "concurrency-exceeded", 429
+    title = "Too many invocations of yours are running"
+    retryable = True
+
+
+class TooManyReaders(Rejected):
+    code, status = "too-many-readers", 429
+    title = "Too many streams of yours are open"
+    retryable = True
+
+
+class Shed(HeadraceError):
+    """Refused for our reason, before any work was done."""
+
+    status = 503
+    retryable = True
+
+
+class Overloaded(Shed):
+    code = "overloaded"
+    title = "This process has no room for more work"
+
+
+class Draining(Shed):
+    code = "draining"
+    title = "This process is going away; another one takes over"
+
+
+class IssuerUnavailable(Shed):
+    code = "issuer-unavailable"
+    title = "The token issuer's keys could not be loaded"
+
+
+class StoreUnavailable(Shed):
+    code = "store-unavailable"
+    title = "The store does not answer"
+
+
+class UpstreamError(HeadraceError):
+    """The model backend refused or failed.
+
+    `billed` says what must be metered when the upstream reported no usage: False only where it is certain
+    that the model generated nothing and was not asked to (a refusal, a connection never made).
+    """
+
+    billed: bool = False
+
+
+class UpstreamRejected(UpstreamError):
+    code, status = "upstream-rejected", 400
+    title = "The model backend does not accept this request"
+
+
+class UpstreamMisconfigured(UpstreamError):
+    code, status = "upstream-misconfigured", 502
+    title = "The model backend refuses this deployment: its operator must look"
+
+
+class UpstreamFailed(UpstreamError):
+    code, status, billed = "upstream-failed", 502, True
+    title = "The model's answer broke off"
+    retryable = True
+
+
+class UpstreamThrottled(UpstreamError):
+    code, status = "upstream-throttled", 503
+    title = "The model backend is throttling this deployment"
+    retryable = True
+
+
+class UpstreamUnavailable(UpstreamError):
+    code, status = "upstream-unavailable", 503
+    title = "The model backend can't be reached or is not available"
+    retryable = True
+
+
+class UpstreamTimeout(UpstreamError):
+    code, status, billed = "upstream-timeout", 504, True
+    title = "The model backend was silent for too long"
+    retryable = True
+
+
+class InvocationError(HeadraceError):
+    """The job ended for a reason of its own."""
+
+
+class TurnsExhausted(InvocationError):
+    code, status = "turns-exhausted", 422
+    title = "The agent did not finish within its limit of turns"
+
+
+class Interrupted(InvocationError):
+    code, status = "interrupted", 503
+    title = "The process that ran this invocation went away before it was finished"
+    retryable = True
+
+
+class DeadlineExceeded(InvocationError):
+    code, status = "deadline-exceeded", 504
+    title = "The invocation reached its deadline"
+
+
+class InternalError(InvocationError):
+    code, status = "internal-error", 500
+    title = "Something went wrong inside the service"
+
+
+class Fenced(Exception):
+    """This attempt lost its invocation to a later one: nothing that it writes counts any more."""

@@ -1,0 +1,142 @@
+"""Events: the entries of an invocation's log, as the bytes that they stay from upstream to client.
+
+An event is one JSON object with one key, its type: `b'{"messageStop":{"stopReason":"end_turn"}}'`. These
+bytes are what the log holds, the store keeps and `wire` frames; the value of a model event is the upstream's
+payload untouched. No event contains a raw CR or LF, so a newline separates events in the store and ends a
+`data:` line.
+
+    model (Bedrock ConverseStream's union)     ours
+    {"messageStart":{"role":"assistant"}}      {"invocationStarted":{"invocationId","runtimeId","attempt"}}
+    {"contentBlockStart":{...}}                {"attemptRestarted":{"attempt":2,"rewindTo":"1.40"}}
+    {"contentBlockDelta":{...}}                {"toolStarted":{"toolUseId","name"}}
+    {"contentBlockStop":{...}}                 {"toolFinished":{"toolUseId","name","status"}}
+    {"messageStop":{"stopReason":...}}         {"invocationCompleted":{"stopReason","usage"}}      terminal
+    {"metadata":{"usage":{...},...}}           {"invocationFailed":{"problem":{...}}}              terminal
+                                               {"invocationCancelled":{...}}                       terminal
+
+An event's id is `<attempt>.<seq>`; ids of one invocation are ordered as pairs of integers and never issued
+twice. Source of the model events:
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStreamOutput.html
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from service.errors import InvalidCursor
+
+MODEL_EVENT_TYPES: Final = frozenset(
+    {
+        b"messageStart",
+        b"contentBlockStart",
+        b"contentBlockDelta",
+        b"contentBlockStop",
+        b"messageStop",
+        b"metadata",
+    }
+)
+TERMINAL_EVENT_TYPES: Final = frozenset({b"invocationCompleted", b"invocationFailed", b"invocationCancelled"})
+
+# A cursor is at most 9 digits a part: `Last-Event-ID` is the caller's text, and must not become a huge
+# integer.
+_CURSOR: Final = re.compile(r"([1-9][0-9]{0,8})\.([1-9][0-9]{0,8})", re.ASCII)
+
+
+class EventId(NamedTuple):
+    """`<attempt>.<seq>`, both from 1; compares in the order in which a reader receives events."""
+
+    attempt: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}.{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventId":
+        """Read a cursor.
+
+        Raises:
+            InvalidCursor: It has not the form of an event id.
+        """
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            raise InvalidCursor(
+                "A cursor is the id of an event, such as 1.42: send the last id that you received."
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+START: Final = EventId(0, 0)
+"""The cursor of a reader that has nothing yet: before every id that is ever issued."""
+
+
+class Block(NamedTuple):
+    """Consecutive events of one attempt: what one read of the upstream gave, or one item of the store."""
+
+    attempt: int
+    first_seq: int
+    events: tuple[bytes, ...]
+
+    @property
+    def last(self) -> EventId:
+        return EventId(self.attempt, self.first_seq + len(self.events) - 1)
+
+    def after(self, cursor: EventId) -> "Block":
+        """Return the part of this block that follows `cursor` (maybe empty)."""
+        if cursor < (self.attempt, self.first_seq):
+            return self
+        done = cursor.seq - self.first_seq + 1 if cursor.attempt == self.attempt else len(self.events)
+        return Block(self.attempt, self.first_seq + done, self.events[done:])
+
+
+def encode(event_type: str, value: Mapping[str, Any]) -> bytes:
+    """Encode one of our own events."""
+    return json.dumps({event_type: value}, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def from_frame(event_type: bytes, payload: bytes) -> bytes:
+    """Wrap an upstream's payload as an event; the payload's bytes pass through untouched.
+
+    A payload with a raw CR or LF (legal JSON white space, fatal to SSE) is parsed and encoded again.
+    """
+    if b"\n" in payload or b"\r" in payload:
+        payload = json.dumps(json.loads(payload), separators=(",", ":"), ensure_ascii=False).encode()
+    return b'{"%b":%b}' % (event_type, payload)
+
+
+def event_type(event: bytes) -> bytes:
+    """Return the type of an event without parsing it: its text up to the second quote."""
+    return event[2 : event.index(b'"', 2)]
+
+
+def is_terminal(event: bytes) -> bool:
+    """Tell whether this event ends its log."""
+    return event_type(event) in TERMINAL_EVENT_TYPES
+
+
+def event_value(event: bytes) -> Any:
+    """Parse an event and return its value."""
+    (value,) = json.loads(event).values()
+    return value
+
+
+def join(events: Sequence[bytes]) -> bytes:
+    """Pack events into one blob for a store."""
+    return b"\n".join(events)
+
+
+def split(blob: bytes) -> tuple[bytes, ...]:
+    """Unpack what `join` packed."""
+    return tuple(blob.split(b"\n"))
+
+
+def answer_text(events: Iterable[bytes]) -> str:
+    """Concatenate the text deltas of events, in order: the record's `result`, parsed only when asked for."""
+    parts: list[str] = []
+    for event in events:
+        if event.startswith(b'{"contentBlockDelta":'):
+            text = event_value(event).get("delta", {}).get("text")
+            if isinstance(text, str):
+                parts.append(text)
+    return "".join(parts)

@@ -1,0 +1,109 @@
+"""The words that the stations share: an invocation, its states and what it used.
+
+Pure values: no I/O, no clock. A store writes and reads them, `runner` moves them on, `api` shows them.
+
+    running ──> completed | failed | cancelled
+    running <─> paused ──> completed | failed | cancelled        (paused comes with the durable wait)
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from service.events import EventId
+
+
+class State(StrEnum):
+    """Where an invocation stands."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.RUNNING: frozenset({State.PAUSED, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    State.PAUSED: frozenset({State.RUNNING, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+class Usage(NamedTuple):
+    """Tokens of one or more model calls; `estimated`: an upstream never said, an upper estimate stands in."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def counted_tokens(self) -> int:
+        """What counts against a quota: input, output and cache writes; cache reads are only recorded."""
+        return self.input_tokens + self.output_tokens + self.cache_write_tokens
+
+    def plus(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.estimated or other.estimated,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Show it as the API does; the names are Bedrock's, `estimated` is there only when true."""
+        shown: dict[str, Any] = {
+            "inputTokens": self.input_tokens,
+            "outputTokens": self.output_tokens,
+            "cacheReadInputTokens": self.cache_read_tokens,
+            "cacheWriteInputTokens": self.cache_write_tokens,
+        }
+        return shown | {"estimated": True} if self.estimated else shown
+
+
+class Attempt(NamedTuple):
+    """One execution: its number (the fencing number) and the last event that it was granted.
+
+    `last` is None while the attempt runs; then everything that it stored counts.
+    """
+
+    number: int
+    last: EventId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The record of one job: durable, owned by a principal's `sub`, with a log of events."""
+
+    invocation_id: str
+    runtime_id: str
+    sub: str
+    session_id: str | None
+    state: State
+    attempts: tuple[Attempt, ...]
+    created_at_ms: int
+    updated_at_ms: int
+    deadline_at_ms: int
+    usage: Usage = Usage()
+    finished_at_ms: int | None = None
+    terminal: bytes | None = None
+    """The terminal event, once `finish` has committed it."""
+
+    @property
+    def attempt(self) -> int:
+        """The current (or last) attempt's number."""
+        return self.attempts[-1].number
+
+    @property
+    def last(self) -> EventId | None:
+        """The id of the terminal event, once there is one."""
+        return self.attempts[-1].last if self.state.is_terminal else None

@@ -1,0 +1,145 @@
+"""What Headrace guarantees: id -> sentence -> source.
+
+A test that holds a promise carries its id: `@pytest.mark.promise("owner-only")`; one test may hold several.
+`tests/test_promises.py` sees to it that every promise has a test and that no test names one that is not here.
+A source is the document that lays the promise down; a new promise is written here before its test.
+"""
+
+from typing import Final, NamedTuple
+
+
+class Promise(NamedTuple):
+    """One guarantee: a sentence that a user would read, and where it is laid down."""
+
+    sentence: str
+    source: str
+
+
+_API = "docs/api.md"
+_ARCHITECTURE = "docs/architecture.md"
+_CONFIGURATION = "docs/configuration.md"
+
+STREAMS: Final = {
+    "reattach-exactly-once": Promise(
+        "A reader that reattaches with its cursor receives what follows it, and no event twice.", _API
+    ),
+    "same-events-every-cursor": Promise(
+        "Every replay of an invocation's events, from whichever cursor, consists of the same bytes.", _API
+    ),
+    "bytes-pass-through": Promise("The bytes of the upstream's events reach the caller untouched.", _API),
+    "one-terminal-event": Promise("Every log ends with exactly one terminal event.", _API),
+    "terminal-after-commit": Promise(
+        "A terminal event is sent only once the end of the invocation is durable.", _API
+    ),
+    "truncation-is-failure": Promise(
+        "An upstream stream that is cut, corrupt or silent too long ends as a failure, never as success.",
+        _API,
+    ),
+    "heartbeat-before-first-token": Promise(
+        "A stream is never silent longer than the heartbeat interval, from before the first token.", _API
+    ),
+    "segment-ends-with-reconnect": Promise(
+        "A response ends with `reconnect` and a cursor before API Gateway would cut it.", _API
+    ),
+    "slow-reader-bounded": Promise(
+        "A reader that does not keep up costs a bounded amount of memory and delays nobody else.",
+        _ARCHITECTURE,
+    ),
+    "hang-up-hurts-nobody": Promise(
+        "A reader that hangs up changes nothing for the other readers.", _ARCHITECTURE
+    ),
+    "two-encodings-one-log": Promise("SSE and NDJSON carry the same events with the same ids.", _API),
+    "any-client-parses": Promise(
+        "Heartbeats and frames are read by standard SSE parsers without empty or broken events.", _API
+    ),
+}
+
+JOBS: Final = {
+    "job-survives-reader": Promise(
+        "An invocation goes on to its end when its reader leaves, and can be read afterwards.", _API
+    ),
+    "refusal-becomes-status": Promise(
+        "An upstream's refusal within the grace before the first event becomes an HTTP status.", _API
+    ),
+    "deadline-ends-job": Promise("No invocation runs longer than its deadline.", _CONFIGURATION),
+    "tool-errors-go-to-model": Promise(
+        "A tool that fails, or whose arguments break its schema, is handed back to the model as an error.",
+        _ARCHITECTURE,
+    ),
+    "turn-limit": Promise("An agent makes at most `max_turns` model calls.", _CONFIGURATION),
+    "sigterm-reconnects-readers": Promise(
+        "On SIGTERM every reader gets `reconnect` with its cursor, and no new invocation is admitted.", _API
+    ),
+}
+
+IDENTITY: Final = {
+    "id-token-only": Promise(
+        "Only a valid ID token of the configured issuer and clients is accepted; every other token is 401.",
+        _API,
+    ),
+    "wycheproof": Promise(
+        "No JWS of the Wycheproof vectors that is invalid, or signed with anything but RS256, is accepted.",
+        _API,
+    ),
+    "owner-only": Promise("A principal never reads, or learns of, another's invocation.", _API),
+    "group-only": Promise(
+        "A runtime exists only for the groups that it names; to everybody else it is 404.", _API
+    ),
+    "token-expiry-ends-reader": Promise(
+        "An expired token ends its reader with `reconnect` after the grace, and never the job.", _API
+    ),
+}
+
+METERING: Final = {
+    "quota-exact-under-concurrency": Promise(
+        "Of N parallel submissions at the edge of a quota exactly as many are admitted as fit.", _ARCHITECTURE
+    ),
+    "concurrency-limit": Promise(
+        "A principal never runs more invocations at once than its limit.", _CONFIGURATION
+    ),
+    "budget-per-invocation": Promise(
+        "An invocation never starts a model call that its token budget can't cover.", _CONFIGURATION
+    ),
+    "settle-exactly-once": Promise(
+        "The usage of a model call is recorded exactly once, however often its settlement is tried.",
+        _ARCHITECTURE,
+    ),
+    "usage-after-hangup": Promise(
+        "The usage of an invocation whose caller hung up is settled.", _ARCHITECTURE
+    ),
+    "usage-equals-metadata": Promise(
+        "What `GET /usage` reports equals, to the token, what the model reported in its `metadata` events.",
+        _API,
+    ),
+    "unreported-usage-estimated": Promise(
+        "A call whose usage the upstream never reported is settled to an estimate that is marked as one.",
+        _ARCHITECTURE,
+    ),
+    "store-down-fails-closed": Promise(
+        "While the store can't answer, nothing is admitted: the caller gets 503.", _API
+    ),
+    "killed-process-consistent-store": Promise(
+        "A process that is killed leaves a store in which every decision is whole.", _ARCHITECTURE
+    ),
+}
+
+EDGE: Final = {
+    "problem-documents-everywhere": Promise(
+        "Every error is a problem document with a stable code, and nothing foreign is in it.", _API
+    ),
+    "body-limit-while-reading": Promise(
+        "A body over the limit is refused while it is being read, not after.", _API
+    ),
+    "bad-input-refused": Promise(
+        "Input that is not documented is refused before anything is reserved, with the place that is wrong.",
+        _API,
+    ),
+    "no-content-in-logs": Promise(
+        "No token, prompt, tool argument or completion appears in any log line.", _ARCHITECTURE
+    ),
+    "unknown-names-stop-start": Promise(
+        "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION
+    ),
+}
+
+PROMISES: Final[dict[str, Promise]] = STREAMS | JOBS | IDENTITY | METERING | EDGE

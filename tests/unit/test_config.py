@@ -1,0 +1,175 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from service.config import Catalog, ConfigError, Limits, Settings
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = {
+    "HEADRACE_ISSUER": "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_abc",
+    "HEADRACE_AUDIENCES": "web, cli",
+    "HEADRACE_STORE": "sqlite:/var/lib/headrace.db",
+    "PATH": "/usr/bin",
+}
+CATALOG = """
+[upstreams.bedrock]
+kind = "bedrock"
+
+[runtimes.writer]
+kind = "converse"
+model = "bedrock/us.amazon.nova-lite-v1:0"
+"""
+
+
+def faults_of(toml: str) -> list[str]:
+    with pytest.raises(ConfigError) as wrong:
+        Catalog.from_document(tomllib.loads(toml))
+    return wrong.value.faults
+
+
+def test_the_environment_says_where_things_are() -> None:
+    settings = Settings.from_env(ENVIRON)
+
+    assert settings == Settings(
+        issuer="https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_abc",
+        audiences=("web", "cli"),
+        jwks_url="https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_abc/.well-known/jwks.json",
+        store="sqlite:/var/lib/headrace.db",
+        host="127.0.0.1",
+        port=8080,
+        catalog=Path("headrace.toml"),
+        cors_origins=(),
+    )
+
+
+@pytest.mark.promise("unknown-names-stop-start")
+def test_all_faults_of_the_environment_are_listed() -> None:
+    environ = {
+        "HEADRACE_ISUER": "https://typo",
+        "HEADRACE_ISSUER": "http://issuer.example.com",
+        "HEADRACE_STORE": "postgres:x",
+        "HEADRACE_PORT": "80800",
+        "HEADRACE_CORS_ORIGINS": "https://app.example.com/path",
+        "HEADRACE_JWKS_URL": "ftp://keys",
+    }
+
+    with pytest.raises(ConfigError) as wrong:
+        Settings.from_env(environ)
+
+    assert [fault.split()[0].rstrip(":") for fault in wrong.value.faults] == [
+        "HEADRACE_ISUER",
+        "HEADRACE_ISSUER",
+        "HEADRACE_AUDIENCES",
+        "HEADRACE_STORE",
+        "HEADRACE_JWKS_URL",
+        "HEADRACE_PORT",
+        "HEADRACE_CORS_ORIGINS",
+    ]
+
+
+def test_the_catalog_of_this_repository_is_valid() -> None:
+    catalog = Catalog.load(ROOT / "headrace.toml")
+
+    assert sorted(catalog.runtimes) == ["editor", "writer"]
+    assert catalog.runtimes["writer"].upstream == "bedrock"
+    assert catalog.runtimes["writer"].model_id == "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+
+
+@pytest.mark.promise("unknown-names-stop-start")
+def test_all_faults_of_the_catalog_are_listed() -> None:
+    faults = faults_of(
+        """
+        colour = "red"
+        service = 3
+        [upstreams.bedrock]
+        kind = "bedrok"
+        [upstreams.none]
+        [runtimes.writer]
+        kind = "python"
+        model = "nowhere/model"
+        max_turns = 0
+        deadline_s = true
+        groups = "all"
+        [runtimes.Editor]
+        kind = "converse"
+        [runtimes.poet]
+        kind = "converse"
+        model = "nova"
+        on_disconnect = "cancel"
+        tools = ["no-colon"]
+        [limits.default]
+        daily_tokens = -1
+        """
+    )
+
+    assert faults == [
+        "colour is not known; known here: limits, runtimes, service, upstreams",
+        "service must be a table",
+        "upstreams.none.kind is missing",
+        "runtimes.Editor: a name has lower-case letters, digits and dashes, at most 63",
+        "runtimes.writer.groups must be a list of strings",
+        "runtimes.writer.max_turns must be a whole number from 1 to 1000, not 0",
+        "runtimes.writer.deadline_s must be a number from 1 to 28800, not True",
+        "limits.default.daily_tokens must be a whole number from 0 to 1e+15, not -1",
+        "upstreams.bedrock.kind must be \"bedrock\", not 'bedrok'",
+        'runtimes.poet.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
+        "runtimes.poet.on_disconnect must be \"continue\", not 'cancel'",
+        "runtimes.poet.tools: 'no-colon' is not \"package.module:function\"",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("toml", "fault"),
+    [
+        ("", "runtimes: at least one [runtimes.NAME] is needed"),
+        ("runtimes = 1", "runtimes must be tables such as [runtimes.NAME]"),
+        (CATALOG + "tools = [1]", "runtimes.writer.tools must be a list of strings"),
+        (CATALOG + "instructions = ''", "runtimes.writer.instructions must be a non-empty string"),
+        (CATALOG + "kind2 = 1", None),
+        (
+            CATALOG + "[service]\nheartbeat_s = 'x'",
+            "service.heartbeat_s must be a number from 0.05 to 60, not 'x'",
+        ),
+        (CATALOG + "[service]\nsegment_s = 900", "service.segment_s must be a number from 1 to 890, not 900"),
+        (CATALOG + "[limits]\ndefault = 3", "limits.default must be a table"),
+        (
+            CATALOG.replace('"bedrock/', '"nova/'),
+            "runtimes.writer.model names the upstream 'nova', which [upstreams] lacks",
+        ),
+    ],
+)
+def test_each_fault_is_one_sentence(toml: str, fault: str | None) -> None:
+    faults = faults_of(toml)
+
+    assert faults[0] == fault if fault is not None else "runtimes.writer.kind2 is not known" in faults[0]
+
+
+def test_a_catalog_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("= 3")
+
+    for name, sentence in (("missing.toml", "can't be read: No such file"), ("bad.toml", "is not TOML")):
+        with pytest.raises(ConfigError) as wrong:
+            Catalog.load(tmp_path / name)
+        assert sentence in wrong.value.faults[0]
+
+
+def test_of_several_groups_the_largest_limit_of_each_kind_counts() -> None:
+    catalog = Catalog.from_document(
+        tomllib.loads(
+            CATALOG
+            + """
+            [limits.default]
+            daily_tokens = 1000000
+            [limits.a]
+            daily_tokens = 10
+            concurrent_invocations = 1
+            [limits.b]
+            daily_tokens = 5
+            concurrent_invocations = 2
+            """
+        )
+    )
+
+    assert catalog.limits_of(("a", "b", "c")) == Limits(daily_tokens=10, concurrent_invocations=2)
+    assert catalog.limits_of(()) == Limits(daily_tokens=1_000_000)
