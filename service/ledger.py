@@ -1,0 +1,192 @@
+"""The ledger: what to hold before a model call, what to write after it, and the account of one attempt.
+
+`admission` and `runtimes.converse` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
+keeps the books.
+
+A hold is an upper bound: no text has more tokens than UTF-8 bytes (byte-level BPE and SentencePiece with byte
+fallback both guarantee it), and templates, roles and tool plumbing are covered by fixed allowances.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from service.config import Limits
+from service.errors import StoreUnavailable
+from service.invocations import Invocation, Usage
+from service.log import AttemptLog
+from service.stores import Hold, Settlement, Store
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+# Chat templates add a handful of tokens per message; tool use adds a system prompt of up to about 700 tokens:
+# https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/overview#pricing
+REQUEST_OVERHEAD_TOKENS: Final = 64
+MESSAGE_OVERHEAD_TOKENS: Final = 16
+TOOLS_OVERHEAD_TOKENS: Final = 1024
+# Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision);
+# a document is at most 100 pages, each as text and as image.
+IMAGE_CEILING_TOKENS: Final = 4096
+DOCUMENT_CEILING_TOKENS: Final = 150_000
+RESERVATION_GRACE_MS: Final = 3_600_000
+PERSIST_RETRY_S: Final = (0.1, 5.0)
+
+
+def input_bound_tokens(
+    system: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> int:
+    """Return an upper bound of the input tokens of one model call."""
+    bound = REQUEST_OVERHEAD_TOKENS + len(system.encode())
+    if tools:
+        bound += TOOLS_OVERHEAD_TOKENS + sum(
+            len(json.dumps(spec, ensure_ascii=False).encode()) for spec in tools
+        )
+    for message in messages:
+        bound += MESSAGE_OVERHEAD_TOKENS + sum(map(_block_bound_tokens, message["content"]))
+    return bound
+
+
+def _block_bound_tokens(block: Mapping[str, Any]) -> int:
+    if "text" in block:
+        return len(block["text"].encode())
+    if "image" in block:
+        return IMAGE_CEILING_TOKENS
+    if "document" in block:
+        return DOCUMENT_CEILING_TOKENS
+    return len(json.dumps(block, ensure_ascii=False).encode())
+
+
+def reported_usage(metadata: bytes) -> Usage | None:
+    """Read the usage of a ConverseStream `metadata` payload; None if it has none that makes sense."""
+    try:
+        usage = json.loads(metadata)["usage"]
+        counts = [
+            usage.get(name, 0)
+            for name in ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if not all(type(count) is int and count >= 0 for count in counts):
+        return None
+    return Usage(*counts)
+
+
+def estimated_usage(*, input_bound: int, max_output: int, output_bytes: int) -> Usage:
+    """Estimate a call whose usage was never reported: at least what was generated, at most its hold.
+
+    `output_bytes` are the bytes of the delta payloads: an upper bound of the tokens that were generated.
+    """
+    return Usage(input_tokens=input_bound, output_tokens=min(output_bytes, max_output), estimated=True)
+
+
+class AttemptLedger:
+    """The account of one attempt: what it holds, what it settled, what is settled with its ending.
+
+    A settlement is remembered before it is written and forgotten when the store has it, so whatever
+    interrupts the write, the ending carries it; the store keeps the first of two.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pen: AttemptLog,
+        invocation: Invocation,
+        model: str,
+        limits: Limits,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._pen = pen
+        self._invocation = invocation
+        self._model = model
+        self._limits = limits
+        self._now_ms = now_ms
+        self._unwritten: dict[int, Settlement] = {}
+        self._settled: dict[int, Settlement] = {}
+        self.total = invocation.usage
+
+    @property
+    def unwritten(self) -> tuple[Settlement, ...]:
+        """What `finish` must still write."""
+        return tuple(self._unwritten.values())
+
+    async def reserve(self, turn: int, tokens: int) -> None:
+        """Hold tokens for a turn's model call.
+
+        Raises:
+            QuotaExceeded, BudgetExceeded: There is no room for it.
+            Fenced: Another attempt has taken over.
+        """
+        invocation = self._invocation
+        hold = Hold(
+            invocation_id=invocation.invocation_id,
+            attempt=invocation.attempt,
+            turn=turn,
+            sub=invocation.sub,
+            tokens=tokens,
+            expires_at_ms=reservation_expires_at_ms(invocation.deadline_at_ms),
+        )
+        await persist(lambda: self._store.reserve(hold, self._limits, self._now_ms()))
+
+    async def settle(self, turn: int, usage: Usage) -> None:
+        """Settle a turn now, and store the events so far with it."""
+        settlement = self._note(turn, usage)
+        block = await self._pen.take()
+        await persist(lambda: self._store.settle(settlement, self._now_ms(), block))
+        self._pen.mark_stored(block)
+        self._settled[turn] = self._unwritten.pop(turn)
+
+    def settle_at_end(self, turn: int, usage: Usage) -> None:
+        """Settle a turn with the invocation's ending."""
+        self._note(turn, usage)
+
+    async def complete(self, turn: int, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Store what a settled turn added to the conversation, with its events.
+
+        Raises:
+            Fenced: Another attempt has taken over.
+        """
+        block = await self._pen.take()
+        completed = replace(
+            self._settled[turn],
+            messages=json.dumps(messages, ensure_ascii=False).encode(),
+            boundary=self._pen.log.head,
+        )
+        await persist(lambda: self._store.settle(completed, self._now_ms(), block))
+        self._pen.mark_stored(block)
+
+    def _note(self, turn: int, usage: Usage) -> Settlement:
+        invocation = self._invocation
+        self.total = self.total.plus(usage)
+        settlement = Settlement(
+            invocation_id=invocation.invocation_id,
+            attempt=invocation.attempt,
+            turn=turn,
+            sub=invocation.sub,
+            runtime_id=invocation.runtime_id,
+            model=self._model,
+            usage=usage,
+        )
+        self._unwritten[turn] = settlement
+        return settlement
+
+
+def reservation_expires_at_ms(deadline_at_ms: int) -> int:
+    """Return when a hold lapses at the latest: a backstop, since settlement removes it long before."""
+    return deadline_at_ms + RESERVATION_GRACE_MS
+
+
+async def persist(decide: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask the store until it answers, backing off; the deadline or the drain cancels it."""
+    retry_s, longest_s = PERSIST_RETRY_S
+    while True:
+        try:
+            return await decide()
+        except StoreUnavailable:
+            logger.warning("a decision waits for the store", extra={"retry_s": retry_s})
+        await asyncio.sleep(retry_s)
+        retry_s = min(2 * retry_s, longest_s)

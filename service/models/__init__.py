@@ -1,0 +1,52 @@
+"""The port of upstreams: one model call, delivered as batches of ConverseStream frames.
+
+`runtimes.converse` calls it; `models.bedrock` (and later `models.openai_compat`) implement it.
+
+A frame is an event type and the payload's bytes, unparsed: `(b"contentBlockDelta",
+b'{"delta":{"text":"Hel"},...}')`. What arrived together in one read is delivered in one call, straight from
+the connection's callback: no task switch, queue or timer per delta (docs/decisions/0002-model-port.md has the
+measurement).
+
+A stream is complete when `messageStop` *and* the end of the stream were seen; every other ending is an error.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Frame = tuple[bytes, bytes]
+"""(event type, payload)."""
+
+Deliver = Callable[[Sequence[Frame]], Awaitable[None] | None]
+"""Take a batch, synchronously, without raising. An awaitable means: read no more until it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
+
+    `max_tokens` is always sent upstream: what is unset reserves the model's maximum of the account's quota.
+    """
+
+    model_id: str
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int
+    system: str = ""
+    tools: Sequence[Mapping[str, Any]] = ()
+    request_metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """An upstream that answers Converse-shaped requests."""
+
+    async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+        """Make one call and deliver its frames; return when the stream has ended well.
+
+        Cancelling it closes the upstream connection before it returns. It retries nothing once a frame was
+        delivered. After it returned or raised, `deliver` is not called again.
+
+        Raises:
+            UpstreamError: A refusal (nothing delivered) or a failure (`billed` says whether the call may have
+                cost tokens); a stream that ends without `messageStop` is `UpstreamFailed`.
+        """
+        ...

@@ -1,0 +1,227 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.errors import StoreUnavailable
+from service.events import START, Block, EventId
+from service.log import TAIL_LIMIT_BYTES, UNSTORED_LIMIT_BYTES, AttemptLog, GroupCommit, Log
+from service.models import Frame
+from service.stores import EventBlock
+from tests.clock import ManualClock
+
+
+def event(size_bytes: int = 20) -> bytes:
+    return b'{"x":"' + b"a" * (size_bytes - 8) + b'"}'
+
+
+class Store:
+    """The one method of the store that the group commit calls, with a switch for each way it can go."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[EventBlock]] = []
+        self.down = False
+        self.fenced: frozenset[str] = frozenset()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def append_events(self, blocks: list[EventBlock], now_ms: int) -> frozenset[str]:
+        await self.gate.wait()
+        if self.down:
+            raise StoreUnavailable
+        self.commits.append(list(blocks))
+        return self.fenced
+
+
+class Writing:
+    """A group commit over a `Store`, running."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.store = Store()
+        self.fenced: list[str] = []
+        self.commit = GroupCommit(self.store, clock.now_ms, self.fenced.append)  # type: ignore[arg-type]
+        self.task = asyncio.ensure_future(self.commit.run())
+
+    def pen(self, invocation_id: str = "a") -> AttemptLog:
+        return AttemptLog(Log(), invocation_id, 1, self.commit)
+
+
+@pytest.fixture
+async def writing(clock: ManualClock) -> AsyncIterator[Writing]:
+    writing = Writing(clock)
+    yield writing
+    writing.task.cancel()
+    await asyncio.wait([writing.task])
+
+
+def test_a_log_gives_what_follows_a_cursor() -> None:
+    log = Log()
+    for seq in range(1, 4):
+        log.publish(Block(1, seq, (b'{"n":%d}' % seq,)))
+
+    assert log.after(START, limit_bytes=10**6) == [Block(1, seq, (b'{"n":%d}' % seq,)) for seq in (1, 2, 3)]
+    assert log.after(EventId(1, 2), limit_bytes=10**6) == [Block(1, 3, (b'{"n":3}',))]
+    assert log.after(EventId(1, 3), limit_bytes=10**6) == []
+    assert log.after(START, limit_bytes=1) == [Block(1, 1, (b'{"n":1}',))]
+
+
+def test_a_log_that_starts_later_sends_older_cursors_to_the_store() -> None:
+    log = Log(head=EventId(1, 40))
+    log.publish(Block(2, 1, (event(),)))
+
+    assert log.after(EventId(1, 39), limit_bytes=1) is None
+    assert log.after(EventId(1, 40), limit_bytes=1) == [Block(2, 1, (event(),))]
+
+
+@pytest.mark.promise("slow-reader-bounded")
+def test_the_tail_keeps_only_so_much_of_what_is_stored() -> None:
+    log = Log()
+    for seq in range(1, 101):
+        log.publish(Block(1, seq, (event(10_000),)))
+        log.mark_stored(EventId(1, seq))
+
+    kept = log.after(EventId(1, 100 - TAIL_LIMIT_BYTES // 10_000), limit_bytes=10**9)
+    assert kept is not None
+    assert sum(len(one) for block in kept for one in block.events) <= TAIL_LIMIT_BYTES
+    assert log.after(START, limit_bytes=1) is None
+
+
+def test_the_tail_keeps_all_that_is_not_stored() -> None:
+    log = Log()
+    for seq in range(1, 101):
+        log.publish(Block(1, seq, (event(10_000),)))
+
+    kept = log.after(START, limit_bytes=10**9)
+
+    assert kept is not None
+    assert len(kept) == 100
+
+
+def test_listeners_get_blocks_while_they_are_attached() -> None:
+    log, got = Log(), list[Block]()
+    first, second, third = (Block(1, seq, (event(),)) for seq in (1, 2, 3))
+    log.publish(first)
+    log.attach(got.append)
+
+    log.publish(second)
+    log.detach(got.append)
+    log.publish(third)
+
+    assert got == [second]
+
+
+async def test_events_of_all_invocations_are_stored_together(writing: Writing, clock: ManualClock) -> None:
+    a, b = writing.pen("a"), writing.pen("b")
+    a.append([event()])
+    b.append([event(), event()])
+    a.append([event()])
+
+    await clock.advance(0.25)
+
+    assert writing.store.commits == [
+        [EventBlock("a", Block(1, 1, (event(),) * 2)), EventBlock("b", Block(1, 1, (event(),) * 2))]
+    ]
+    assert (a.log.stored, b.log.stored) == (EventId(1, 2), EventId(1, 2))
+
+
+async def test_nothing_is_stored_before_its_time_unless_it_is_much(
+    writing: Writing, clock: ManualClock
+) -> None:
+    pen = writing.pen()
+    pen.append([event()])
+    await clock.advance(0.2)
+    early = len(writing.store.commits)
+
+    pen.append([event(70_000)])
+    await clock.advance(0)
+
+    assert (early, len(writing.store.commits)) == (0, 1)
+
+
+async def test_a_store_that_is_down_gets_everything_later_in_order(
+    writing: Writing, clock: ManualClock
+) -> None:
+    pen = writing.pen()
+    writing.store.down = True
+    pen.append([event(20)])
+    await clock.advance(0.3)
+    pen.append([event(30)])
+    await clock.advance(2)
+
+    writing.store.down = False
+    await clock.advance(5)
+
+    assert writing.store.commits == [[EventBlock("a", Block(1, 1, (event(20), event(30))))]]
+    assert pen.log.stored == EventId(1, 2)
+
+
+async def test_an_upstream_far_ahead_of_the_store_is_held_back(writing: Writing, clock: ManualClock) -> None:
+    pen = writing.pen()
+    writing.store.down = True
+    batch: list[Frame] = [(b"contentBlockDelta", event(300_000))]
+
+    waits = [pen.deliver(batch) for _ in range(UNSTORED_LIMIT_BYTES // 300_000 + 1)]
+    held = asyncio.ensure_future(waits[-1]) if waits[-1] is not None else None
+    assert held is not None
+    assert waits[:-1] == [None] * 3
+    await clock.advance(10)
+    assert not held.done()
+    writing.store.down = False
+    await clock.advance(10)
+
+    assert held.done()
+    assert pen.deliver(batch) is None
+
+
+async def test_taking_waits_for_a_write_under_way(writing: Writing, clock: ManualClock) -> None:
+    pen = writing.pen()
+    writing.store.gate.clear()
+    pen.append([event(20)])
+    await clock.advance(1)
+    pen.append([event(30)])
+    taking = asyncio.ensure_future(pen.take())
+    await clock.advance(1)
+    assert not taking.done()
+
+    writing.store.gate.set()
+
+    assert await taking == Block(1, 2, (event(30),))
+    assert writing.store.commits == [[EventBlock("a", Block(1, 1, (event(20),)))]]
+    assert await pen.take() is None
+
+
+async def test_a_fenced_attempt_is_told(writing: Writing, clock: ManualClock) -> None:
+    writing.store.fenced = frozenset({"a"})
+    a, b = writing.pen("a"), writing.pen("b")
+    a.append([event()])
+    b.append([event()])
+
+    await clock.advance(1)
+
+    assert writing.fenced == ["a"]
+    assert (a.log.stored, b.log.stored) == (START, EventId(1, 1))
+
+
+async def test_an_interrupted_write_loses_nothing(writing: Writing, clock: ManualClock) -> None:
+    pen = writing.pen()
+    writing.store.gate.clear()
+    pen.append([event(20)])
+    await clock.advance(1)
+    pen.append([event(30)])
+
+    writing.task.cancel()
+    await asyncio.wait([writing.task])
+
+    assert await pen.take() == Block(1, 1, (event(20), event(30)))
+
+
+async def test_the_first_frame_is_reported_once(writing: Writing) -> None:
+    pen, reported = writing.pen(), list[str]()
+    pen.on_first_frame(lambda: reported.append("first"))
+    pen.append([event()])
+
+    before = list(reported)
+    pen.deliver([(b"messageStart", b'{"role":"assistant"}')])
+    pen.deliver([(b"messageStop", b"{}")])
+
+    assert (before, reported) == ([], ["first"])
