@@ -1,0 +1,26 @@
+"""Everything AWS does for the service, on one machine: real processes on loopback, real wire formats.
+
+::
+
+    python -m local                                     one screen, one Ctrl-C
+       stack.py     starts, watches and stops them; the e2e tests use it too
+         |  process.py   one child process: its log file, its signals, its end
+         |  tether.py    runs inside each child and ends it when its parent is gone
+         |  places.py    its ports, its environment, the file that says where it is
+         |
+         +-- issuer.py     Cognito: ID and access tokens, JWKS
+         +-- bedrock.py    Bedrock's runtime endpoint: POST /model/{modelId}/converse-stream
+         |     http_server.py  HTTP/1.1 with control over every byte written
+         |     converse.py     what Converse accepts, and the words with which it refuses
+         |     model.py        a small real model (SmolLM2-135M in llama.cpp)
+         |     playbook.py     which script answers which call, and the signals they wait for
+         |     scripts.py      answers as data: events, delays, barriers, exceptions, cuts
+         |     answers.py      the usual ones: text, a tool call, a refusal
+         |     body.py         frames in, HTTP chunks out, in the pieces that a script asks for
+         |     eventstream.py  application/vnd.amazon.eventstream frames
+         |     account.py      what was generated per call: the other half of a metering test
+         |     control.py      the endpoint's test controls, from another process
+         +-- python -m service   the service itself, configured through its environment only
+
+Nothing here imports the service and the service imports nothing from here.
+"""

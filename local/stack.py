@@ -1,0 +1,229 @@
+"""The local stack: issuer, Bedrock endpoint and service as real processes on loopback, in one directory.
+
+``python -m local`` runs one; e2e tests run their own::
+
+    async with Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack:
+        await stack.bedrock.script(MODEL_ID, answer("Hello there."))
+        token = await stack.token("ann", groups=["demo"])
+        ... requests to stack.services[0].url ...
+        await stack.services[0].kill()                  kill -9; the store and the other service go on
+        await stack.services[0].start()                 the same address again
+        ... await stack.bedrock.account(ended=1), stack.services[1].log() ...
+
+The directory holds the store (``headrace.db``), a log file per process and ``stack.json``, which says where
+things are as long as they are there; the `headrace` command line reads it. Several services share the store.
+A child knows its addresses through its environment only, and sees nothing of the caller's HEADRACE_* settings
+and, unless Bedrock itself answers, nothing of the caller's AWS account.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import aiohttp
+
+from local.control import BedrockControl
+from local.issuer import AUDIENCE, LIFETIME_S, POOL
+from local.model import weights_path
+from local.places import announced, clean_environ, free_port, locked
+from local.process import Process, ProcessDied
+
+Answers = Literal["smollm2", "bedrock", "scripts"]
+"""Who answers: the small model, Bedrock itself (nothing local), or the scripts of a test."""
+
+
+class Stack:
+    """An async context manager: ready when entered, nothing left behind when left.
+
+    `catalog` is the path of a catalog, or its text. `ports` are the ones wanted for the service, the issuer
+    and the Bedrock endpoint: one that is taken is replaced by a free one, which `notes` says; None means
+    any free one. `environ` is added to what each service sees.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        catalog: Path | str,
+        answers: Answers = "smollm2",
+        services: int = 1,
+        ports: tuple[int, int, int] | None = None,
+        environ: Mapping[str, str] | None = None,
+        start_s: float = 30.0,
+        stop_s: float = 10.0,
+    ) -> None:
+        self.directory = directory.resolve()
+        self.answers = answers
+        self.notes: list[str] = []
+        self.processes: list[Process] = []
+        self.services: list[Process] = []
+        self._catalog = catalog
+        self._count = services
+        self._ports = ports
+        self._extra = environ or {}
+        self._start_s = start_s
+        self._stop_s = stop_s
+        self._taken: set[int] = set()
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opening:
+            await self._start(opening)
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    async def _start(self, opening: AsyncExitStack) -> None:
+        if self.answers == "smollm2":
+            weights_path()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        opening.enter_context(locked(self.directory / "lock"))
+        self._session = await opening.enter_async_context(aiohttp.ClientSession())
+        wanted = self._ports or (None, None, None)
+        self.issuer = self._upstream("issuer", wanted[1])
+        if self.answers != "bedrock":
+            self._endpoint = self._upstream("bedrock", wanted[2], *self._scripted())
+        upstreams = list(self.processes)
+        self.services = [self._service(n, wanted[0] if n == 1 else None) for n in range(1, self._count + 1)]
+        await opening.enter_async_context(self._running(upstreams, stop_s=2.0))
+        await opening.enter_async_context(self._running(self.services, stop_s=self._stop_s))
+        opening.enter_context(announced(self.directory / "stack.json", self._whereabouts()))
+
+    # ------------------------------------------------ what runs where
+
+    @property
+    def url(self) -> str:
+        """The address of the first service."""
+        return self.services[0].url
+
+    @property
+    def issuer_url(self) -> str:
+        """The `iss` of its tokens."""
+        return f"{self.issuer.url}/{POOL}"
+
+    @property
+    def token_url(self) -> str:
+        """Where tokens are given out."""
+        return f"{self.issuer.url}/token"
+
+    @property
+    def bedrock(self) -> BedrockControl:
+        """The controls of the Bedrock endpoint."""
+        if self.answers == "bedrock":
+            raise RuntimeError("Bedrock itself has no controls")
+        return BedrockControl(self._session, self._endpoint.url)
+
+    async def token(
+        self,
+        user: str = "demo",
+        *,
+        groups: Sequence[str] = ("demo",),
+        use: Literal["id", "access"] = "id",
+        expires_in: int = LIFETIME_S,
+        audience: str = AUDIENCE,
+    ) -> str:
+        """Fetch a token from the issuer; see `issuer` for the odd ones."""
+        asked = {
+            "user": user,
+            "groups": list(groups),
+            "token_use": use,
+            "expires_in": expires_in,
+            "audience": audience,
+        }
+        async with self._session.post(self.token_url, json=asked) as response:
+            response.raise_for_status()
+            token: str = (await response.json())[f"{use}_token"]
+            return token
+
+    async def first_death(self) -> ProcessDied:
+        """Wait until one of the processes has ended, for whatever reason, and say how."""
+        ends = {asyncio.create_task(process.ended(timeout_s=None)): process for process in self.processes}
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return ends[done.pop()].death()
+        finally:
+            for end in ends:
+                end.cancel()
+
+    def kill(self) -> None:
+        """Send SIGKILL to all processes."""
+        for process in self.processes:
+            process.send(signal.SIGKILL)
+
+    # ------------------------------------------------ how they are made
+
+    def _scripted(self) -> tuple[str, ...]:
+        return ("--scripted",) if self.answers == "scripts" else ()
+
+    def _upstream(self, name: str, wanted: int | None, *arguments: str) -> Process:
+        port = self._port(name, wanted)
+        return self._child(name, f"local.{name}", ["--port", str(port), *arguments], port, self._environ())
+
+    def _service(self, number: int, wanted: int | None) -> Process:
+        name = "service" if self._count == 1 else f"service-{number}"
+        port = self._port(name, wanted)
+        catalog = self._catalog
+        if isinstance(catalog, str):
+            path = self.directory / "headrace.toml"
+            path.write_text(catalog)
+            catalog = path
+        settings = {
+            "HEADRACE_HOST": "127.0.0.1",
+            "HEADRACE_PORT": str(port),
+            "HEADRACE_CATALOG": str(catalog.resolve()),
+            "HEADRACE_ISSUER": self.issuer_url,
+            "HEADRACE_AUDIENCES": AUDIENCE,
+            "HEADRACE_JWKS_URL": f"{self.issuer_url}/.well-known/jwks.json",
+            "HEADRACE_STORE": f"sqlite:{self.directory / 'headrace.db'}",
+        }
+        if self.answers != "bedrock":
+            settings["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] = self._endpoint.url
+        environ = {**self._environ(), **settings, **self._extra}
+        return self._child(name, "service", [], port, environ)
+
+    def _environ(self) -> dict[str, str]:
+        return clean_environ(os.environ, aws=self.answers == "bedrock")
+
+    def _child(
+        self, name: str, module: str, arguments: Sequence[str], port: int, environ: Mapping[str, str]
+    ) -> Process:
+        log_path = self.directory / f"{name}.log"
+        log_path.write_bytes(b"")
+        url = f"http://127.0.0.1:{port}"
+        process = Process(name, module, arguments, url=url, environ=environ, log_path=log_path)
+        self.processes.append(process)
+        return process
+
+    def _port(self, name: str, wanted: int | None) -> int:
+        port = free_port(wanted, self._taken)
+        self._taken.add(port)
+        if wanted and port != wanted:
+            self.notes.append(f"port {wanted} is taken, the {name} uses {port}")
+        return port
+
+    @asynccontextmanager
+    async def _running(self, processes: Sequence[Process], *, stop_s: float) -> AsyncIterator[None]:
+        try:
+            try:
+                async with asyncio.TaskGroup() as starting:
+                    for process in processes:
+                        starting.create_task(process.start(timeout_s=self._start_s))
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+            yield
+        finally:
+            await asyncio.gather(*(process.stop(timeout_s=stop_s) for process in processes))
+
+    def _whereabouts(self) -> dict[str, Any]:
+        return {
+            "url": self.url if self.services else None,
+            "issuer": self.issuer_url,
+            "token_url": self.token_url,
+            "pids": {"stack": os.getpid(), **{process.name: process.pid for process in self.processes}},
+        }
