@@ -1,0 +1,122 @@
+"""The arguments of the `headrace` command: what may be said, and what is wrong with the rest.
+
+Called by `cli`. A bad value ends in argparse's usage error (exit code 2) before anything is sent. No argument
+is a token: every process of the machine can read them.
+"""
+
+import argparse
+import math
+import re
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+from urllib.parse import unquote
+
+from service.client_stream import EventId
+
+LOCAL_USER: Final = "demo"
+
+
+class Reference(NamedTuple):
+    """Which invocation is meant: said as `inv_...`, `RUNTIME/inv_...` or the URL of its record."""
+
+    url: str | None
+    runtime_id: str | None
+    invocation_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if match := re.fullmatch(
+            r"(https?://.+)/runtimes/([^/]+)/invocations/(inv_[0-9A-Za-z]+)(?:/events)?", text
+        ):
+            return cls(match[1], unquote(match[2]), match[3])
+        if match := re.fullmatch(r"(?:([^/].*)/)?(inv_[0-9A-Za-z]+)", text):
+            return cls(None, match[1], match[2])
+        raise argparse.ArgumentTypeError("an invocation is inv_..., RUNTIME/inv_... or the URL of its record")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` is the name of the chosen one."""
+    caller, remote, stream, named = _shared()
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="Submit jobs to AI agents and read their answers."
+    )
+    parser.set_defaults(json=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("token", parents=[caller], help="print an ID token of the local stack")
+    command.add_argument("--access", action="store_true", help="an access token (which the service refuses)")
+
+    command = commands.add_parser(
+        "invoke", parents=[remote, stream], help="submit a prompt, print the answer"
+    )
+    command.add_argument("runtime")
+    command.add_argument("prompt", help="the text; - reads it from stdin")
+    command.add_argument("--max-tokens", type=_count, metavar="N", help="tokens of output per model call")
+    command.add_argument("--session", type=_word, metavar="ID", help="the conversation that this belongs to")
+    command.add_argument("--detach", action="store_true", help="print the invocation's id and leave")
+
+    command = commands.add_parser("follow", parents=[remote, stream, named], help="print an answer")
+    command.add_argument("--after", type=_cursor, metavar="CURSOR", help="only what follows this event id")
+
+    commands.add_parser("show", parents=[remote, named], help="print the record of an invocation")
+
+    command = commands.add_parser("list", parents=[remote], help="print your invocations, newest first")
+    command.add_argument("runtime")
+    command.add_argument("--limit", type=_count, default=20, metavar="N", help="how many (%(default)s)")
+    command.add_argument("--before", type=_word, metavar="ID", help="only those older than this one")
+
+    commands.add_parser("usage", parents=[remote], help="print what you have used and have left")
+    return parser
+
+
+def _shared() -> tuple[argparse.ArgumentParser, ...]:
+    """Return the options of a caller, of a remote service, of a stream and of a named invocation."""
+    caller = argparse.ArgumentParser(add_help=False)
+    caller.add_argument("--user", default=LOCAL_USER, help="who you are on the local stack (%(default)s)")
+    caller.add_argument("--group", action="append", default=[], help="a group of that user; may be repeated")
+    caller.add_argument("-v", "--verbose", action="store_true", help="progress as plain lines on stderr")
+
+    remote = argparse.ArgumentParser(add_help=False, parents=[caller])
+    remote.add_argument("--url", help="the service, with its stage (default: the local stack)")
+    token = remote.add_mutually_exclusive_group()
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="holds an ID token; read again later")
+    token.add_argument("--token-stdin", action="store_true", help="read the ID token from stdin")
+    remote.add_argument("--json", action="store_true", help="what the service sent, for programs")
+
+    stream = argparse.ArgumentParser(add_help=False)
+    help_text = "give up after S seconds without anything new (%(default)g)"
+    stream.add_argument("--retry-for", type=_seconds, default=300.0, metavar="S", help=help_text)
+
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("invocation", type=Reference.parse, help="inv_..., RUNTIME/inv_... or a record's URL")
+    named.add_argument("--runtime", help="the runtime of a bare inv_...")
+    return caller, remote, stream, named
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise argparse.ArgumentTypeError("an id is one word of ASCII")
+    return text
+
+
+def _cursor(text: str) -> EventId:
+    try:
+        return EventId.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
