@@ -1,0 +1,71 @@
+"""Admission: a principal and a submission become a running invocation with its first hold, or a refusal.
+
+`api.submit` calls it, `stores` decides: quota, concurrency and budget are checked and written in one
+transaction.
+"""
+
+from collections.abc import Callable, Mapping
+
+from service.config import Catalog, RuntimeConfig
+from service.identity import Principal
+from service.invocations import Invocation
+from service.ledger import reservation_expires_at_ms
+from service.runtimes import InvocationInput, Runtime
+from service.stores import NewInvocation, Store
+from service.submission import Submission
+
+
+class Admission:
+    """Lets submissions in."""
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        runtimes: Mapping[str, Runtime],
+        *,
+        owner: str,
+        now_ms: Callable[[], int],
+        new_invocation_id: Callable[[int], str],
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._runtimes = runtimes
+        self._owner = owner
+        self._now_ms = now_ms
+        self._new_invocation_id = new_invocation_id
+
+    async def admit(
+        self, principal: Principal, runtime: RuntimeConfig, submission: Submission, session_id: str | None
+    ) -> tuple[Invocation, InvocationInput]:
+        """Write the invocation and its first hold.
+
+        Raises:
+            QuotaExceeded, ConcurrencyExceeded, BudgetExceeded: The principal's limits leave no room.
+            StoreUnavailable: Admission fails closed.
+        """
+        now_ms = self._now_ms()
+        given = InvocationInput(
+            invocation_id=self._new_invocation_id(now_ms),
+            runtime_id=runtime.name,
+            sub=principal.sub,
+            groups=principal.groups,
+            session_id=session_id,
+            messages=submission.messages,
+            max_tokens=submission.max_tokens,
+            request_metadata=submission.request_metadata,
+        )
+        deadline_at_ms = now_ms + int(runtime.deadline_s * 1000)
+        new = NewInvocation(
+            invocation_id=given.invocation_id,
+            runtime_id=given.runtime_id,
+            sub=given.sub,
+            session_id=session_id,
+            input=given.to_json(),
+            first_reservation_tokens=self._runtimes[runtime.name].first_reservation_tokens(given),
+            owner=self._owner,
+            deadline_at_ms=deadline_at_ms,
+            reservation_expires_at_ms=reservation_expires_at_ms(deadline_at_ms),
+        )
+        limits = self._catalog.limits_of(principal.groups)
+        return await self._store.create_invocation(new, limits, now_ms), given

@@ -1,0 +1,288 @@
+"""Composition: chooses the adapters, opens them in order, closes them in reverse; the only place that does.
+
+`__main__` and the tests call `create_app`. The lifespan yields one frozen `Service` in the typed lifespan
+state; everything else gets its collaborators as constructor arguments, the clock and the id maker included.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypedDict
+
+import aiohttp
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from service.admission import Admission
+from service.api import ROUTES, SESSION_HEADER, Service
+from service.config import MAX_BODY_BYTES, Catalog, ConfigError, Settings
+from service.errors import StoreUnavailable
+from service.follow import Follow
+from service.identity import Identity
+from service.leases import Leases
+from service.middleware import BodyLimit, Envelope, Paths
+from service.models import Model
+from service.models.bedrock import BedrockModel
+from service.problems import ON_ERROR
+from service.runner import Runner
+from service.runtimes import Runtime
+from service.runtimes.converse import ConverseRuntime
+from service.stores import Store
+from service.stores.sqlite import SqliteStore
+from service.telemetry import Telemetry
+from service.tools import Tools
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[str], Awaitable[bytes]]
+PURGE_EVERY_S: Final = 600.0
+JWKS_LIMIT_BYTES: Final = 256 * 1024
+CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class State(TypedDict):
+    """The lifespan state that every request sees."""
+
+    service: Service
+
+
+class Drain:
+    """The way out, started by `__main__` at the first SIGTERM and awaited before the server stops."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], Awaitable[None]]] = []
+        self.is_on = False
+
+    async def __call__(self) -> None:
+        """Stop being ready, end readers with `reconnect`, let attempts finish."""
+        self.is_on = True
+        await asyncio.gather(*(step() for step in self.steps))
+
+
+@asynccontextmanager
+async def jwks_client() -> AsyncIterator[Fetch]:
+    """Open what gets the issuer's keys."""
+    async with aiohttp.ClientSession() as session:
+
+        async def fetch(url: str) -> bytes:
+            async with session.get(url, allow_redirects=False) as response:
+                response.raise_for_status()
+                keys = b""
+                async for piece in response.content.iter_any():
+                    keys += piece
+                    if len(keys) > JWKS_LIMIT_BYTES:
+                        raise ValueError("the JWKS are larger than any issuer's")
+                return keys
+
+        yield fetch
+
+
+def open_store(store: str) -> AbstractAsyncContextManager[Store]:
+    """Open the store that `HEADRACE_STORE` names."""
+    return SqliteStore.open(store.removeprefix("sqlite:"))
+
+
+def open_upstream(catalog: Catalog) -> AbstractAsyncContextManager[Model]:
+    """Open Bedrock, with as many connections as invocations may run."""
+    config = catalog.service
+    return BedrockModel.open(max_connections=config.running_invocations, silence_s=config.upstream_silence_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What `create_app` opens; tests put doubles in their place."""
+
+    open_store: Callable[[str], AbstractAsyncContextManager[Store]] = open_store
+    open_upstream: Callable[[Catalog], AbstractAsyncContextManager[Model]] = open_upstream
+    open_jwks: Callable[[], AbstractAsyncContextManager[Fetch]] = jwks_client
+    now_s: Callable[[], float] = time.time
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+
+def create_app(
+    settings: Settings, catalog: Catalog, *, drain: Drain | None = None, adapters: Adapters | None = None
+) -> ASGIApp:
+    """Build the ASGI application; nothing is opened before its lifespan starts.
+
+    Raises:
+        ConfigError: A runtime's tools can't be loaded.
+    """
+    adapters = adapters or Adapters()
+    drain = drain or Drain()
+    tools = load_tools(catalog)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            yield {"service": await _open(stack, settings, catalog, tools, drain, adapters)}
+
+    inner = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "Last-Event-ID",
+                "Prefer",
+                "X-Request-Id",
+                SESSION_HEADER,
+            ],
+            expose_headers=[
+                "Location",
+                "RateLimit",
+                "RateLimit-Policy",
+                "Retry-After",
+                "X-Request-Id",
+                SESSION_HEADER,
+            ],
+            max_age=600,
+        ),
+        Middleware(BodyLimit, limit_of=_limit_of(catalog), all_bytes=catalog.service.bodies_being_read_bytes),
+    ]
+    starlette = Starlette(
+        routes=list(ROUTES), middleware=inner, exception_handlers=ON_ERROR, lifespan=lifespan
+    )
+    starlette.router.redirect_slashes = False  # its URL would lack the stage, and believe the Host header
+    return Envelope(Paths(starlette), adapters.telemetry.request_finished)
+
+
+async def _open(
+    stack: AsyncExitStack,
+    settings: Settings,
+    catalog: Catalog,
+    tools: Mapping[str, Tools],
+    drain: Drain,
+    adapters: Adapters,
+) -> Service:
+    """Open the collaborators in order; `stack` closes them."""
+    config = catalog.service
+    loop = asyncio.get_running_loop()
+    owner = secrets.token_hex(8)
+
+    def now_ms() -> int:
+        return int(adapters.now_s() * 1000)
+
+    fetch_jwks = await stack.enter_async_context(adapters.open_jwks())
+    identity = Identity(
+        issuer=settings.issuer,
+        audiences=settings.audiences,
+        fetch_jwks=lambda: fetch_jwks(settings.jwks_url),
+        now_s=adapters.now_s,
+        max_token_s=config.max_token_s,
+    )
+    await identity.start()
+    store = await stack.enter_async_context(adapters.open_store(settings.store))
+    model = await stack.enter_async_context(adapters.open_upstream(catalog))
+    runtimes: dict[str, Runtime] = {
+        runtime.name: ConverseRuntime(runtime, model, tools[runtime.name])
+        for runtime in catalog.runtimes.values()
+    }
+    runner = Runner(
+        store, runtimes, config, now_ms=now_ms, on_attempt_finished=adapters.telemetry.attempt_finished
+    )
+    follow = Follow(store, runner.own_log, config, loop.time, adapters.now_s)
+    leases = Leases(store, owner=owner, lease_s=config.lease_s, now_ms=now_ms)
+    admission = Admission(
+        store, catalog, runtimes, owner=owner, now_ms=now_ms, new_invocation_id=new_invocation_id
+    )
+    await leases.renew()
+    background = _Background()
+    stack.push_async_callback(background.aclose)
+    for forever in (runner.commit.run, follow.wheel.run, leases.keep, identity.refresh_forever):
+        background.start(forever())
+    background.start(_purge_forever(store, config.retention_s, now_ms))
+    drain.steps = [follow.drain, partial(runner.drain, config.drain_s)]
+    stack.push_async_callback(leases.give_back)
+    stack.push_async_callback(runner.drain, 0)
+    return Service(
+        catalog=catalog,
+        identity=identity,
+        admission=admission,
+        runner=runner,
+        follow=follow,
+        store=store,
+        is_ready=lambda: identity.ready and not drain.is_on,
+        now_ms=now_ms,
+    )
+
+
+async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:
+    """Delete what has been kept long enough, now and every ten minutes."""
+    while True:
+        try:
+            deleted = await store.purge(now_ms(), retention_s)
+        except StoreUnavailable:
+            logger.warning("old invocations not purged")
+        else:
+            logger.debug("purged", extra={"invocations": deleted})
+        await asyncio.sleep(PURGE_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 (jitter)
+
+
+class _Background:
+    """Tasks that never end by themselves. One that fails drains the process: it can't work without."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, forever: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(forever)
+        task.add_done_callback(self._on_done)
+        self._tasks.append(task)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("background task failed", exc_info=task.exception())
+            signal.raise_signal(signal.SIGTERM)
+
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _limit_of(catalog: Catalog) -> Callable[[str], int]:
+    """Return the body limit of a path: its runtime's, else the service's."""
+    standard_bytes = catalog.service.body_limit_bytes
+    limits = {
+        f"/runtimes/{runtime.name}/invocations": min(
+            runtime.body_limit_bytes or standard_bytes, MAX_BODY_BYTES
+        )
+        for runtime in catalog.runtimes.values()
+    }
+    return lambda path: limits.get(path, standard_bytes)
+
+
+def load_tools(catalog: Catalog) -> dict[str, Tools]:
+    """Import every runtime's tools.
+
+    Raises:
+        ConfigError: All faults of all runtimes' tools.
+    """
+    tools: dict[str, Tools] = {}
+    faults: list[str] = []
+    for runtime in catalog.runtimes.values():
+        try:
+            tools[runtime.name] = Tools.load(runtime.tools)
+        except ConfigError as error:
+            faults += [f"runtimes.{runtime.name}.tools: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
+    return tools
+
+
+def new_invocation_id(now_ms: int) -> str:
+    """Make an id that sorts by time: `inv_` and a ULID (https://github.com/ulid/spec)."""
+    number = now_ms << 80 | secrets.randbits(80)
+    return "inv_" + "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -5, -5))

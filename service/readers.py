@@ -1,0 +1,328 @@
+"""One open response: replay from the cursor, then tail, with heartbeats, until the log or this segment ends.
+
+`follow` makes readers, `log.Log` calls them with new blocks, one `Wheel` drives all their timers.
+
+    behind ──(nothing more after the cursor)──> attached ──(terminal event sent)──> closed
+      ^                                            │
+      └──────(the peer takes no more bytes)────────┘      reconnect, hang-up and a stuck peer close from both
+
+An attached reader writes from the log's callback: ASGI `send` finishes at once unless the transport is full,
+so it is driven by hand, without a task. When it does not finish, a task takes the same `send` over, and the
+reader is *behind*: it holds no events, only its cursor, and is served from the tail or the store, 64 KB at a
+time. So a reader's memory is bounded by one such piece, plus uvicorn's write buffer (64 KB and one piece),
+however slow its peer.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from service.errors import StoreUnavailable
+from service.events import START, Block, EventId
+from service.log import Log
+from service.stores import Store
+from service.wire import Wire
+
+logger = logging.getLogger(__name__)
+
+PIECE_BYTES: Final = 64 * 1024
+STORE_RETRY_S: Final = 0.5
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Times of a reader: heartbeat after silence, cut-off of a peer that takes nothing."""
+
+    heartbeat_s: float
+    write_timeout_s: float
+
+
+class Reader:
+    """One response being written. Made by `follow.Follow`, run by the request's task."""
+
+    __slots__ = (
+        "_abort",
+        "_beat_at",
+        "_close_reason",
+        "_deadline",
+        "_log",
+        "_pace",
+        "_send",
+        "_sending",
+        "_store",
+        "_stuck_at",
+        "_wheel",
+        "_wire",
+        "cursor",
+        "end",
+        "events_sent",
+        "invocation_id",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        invocation_id: str,
+        log: Log,
+        store: Store,
+        wire: Wire,
+        cursor: EventId,
+        pace: Pace,
+        wheel: "Wheel",
+        deadline: tuple[float, str],
+    ) -> None:
+        self.invocation_id = invocation_id
+        self.cursor = cursor
+        self.end = ""
+        self.events_sent = 0
+        self.slot = -1
+        self._log = log
+        self._store = store
+        self._wire = wire
+        self._pace = pace
+        self._wheel = wheel
+        self._deadline = deadline
+        self._beat_at = 0.0
+        self._stuck_at: float | None = None
+        self._close_reason: str | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._send: Send
+        self._abort: Callable[[], None]
+
+    async def run(self, start: Message, receive: Receive, send: Send, abort: Callable[[], None]) -> None:
+        """Write the whole response; return when it has ended, the peer has left, or `abort` cut it.
+
+        `start` is the ASGI response start; the first body bytes leave right behind it. Afterwards `end` says
+        why: `terminal`, `disconnect`, `stuck`, or the reason of a `reconnect`.
+        """
+        self._send, self._abort = send, abort
+        try:
+            await send(start)
+            await send({"type": "http.response.body", "body": self._wire.connected, "more_body": True})
+            self._touch()
+            self._wheel.add(self)
+            self._advance()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self.end = self.end or "disconnect"
+            self._log.detach(self._on_block)
+            self._wheel.remove(self)
+            if self._sending is not None:
+                self._sending.cancel()
+
+    # -- writing
+
+    def _on_block(self, block: Block) -> None:
+        """Take a block from the log: called only while attached, with the block that follows the cursor."""
+        self.cursor = self._log.head
+        self.events_sent += len(block.events)
+        self._write(self._wire.block(block), end="terminal" if self._log.ended else "")
+
+    def _advance(self) -> None:
+        """Write what follows the cursor, as far as the peer takes it at once; attach at the head."""
+        while not self.end:
+            if self._close_reason is not None:
+                self._reconnect(self._close_reason)
+                return
+            blocks = self._log.after(self.cursor, limit_bytes=PIECE_BYTES)
+            if blocks is None:
+                self._hand_over(self._replay())
+                return
+            if not blocks and self._log.ended:  # the cursor is the terminal event's: nothing follows
+                self._write(b"", end="terminal")
+            elif not blocks:
+                self._log.attach(self._on_block)
+                return
+            elif not self._write_blocks(blocks):
+                return
+
+    def _write_blocks(self, blocks: list[Block]) -> bool:
+        wire_block = self._wire.block
+        body = wire_block(blocks[0]) if len(blocks) == 1 else b"".join(map(wire_block, blocks))
+        self.cursor = blocks[-1].last
+        self.events_sent += sum(len(block.events) for block in blocks)
+        return self._write(body, end="terminal" if self._log.ended and self.cursor == self._log.head else "")
+
+    def _write(self, body: bytes, *, end: str = "") -> bool:
+        """Send a piece; returns False if the peer does not take it now, and a task has it."""
+        if end:
+            self._finished(end)
+        sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
+        coroutine = sending if isinstance(sending, Coroutine) else _awaiting(sending)
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration:
+            self._touch()
+            return True
+        self._hand_over(self._finish_sending(_Begun(coroutine, waits_for)))
+        return False
+
+    def _touch(self) -> None:
+        self._beat_at = self._wheel.now + self._pace.heartbeat_s
+
+    def _finished(self, end: str) -> None:
+        self.end = end
+        self._log.detach(self._on_block)
+
+    def _reconnect(self, reason: str) -> None:
+        value: dict[str, Any] = {"reason": reason}
+        if self.cursor != START:
+            value = {"after": str(self.cursor)} | value
+        self._write(self._wire.control("reconnect", value), end=reason)
+
+    # -- behind: what could not be written at once
+
+    def _hand_over(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a task do what can't be done at once; the reader is behind until it is done."""
+        self._log.detach(self._on_block)
+        self._stuck_at = None
+        self._sending = asyncio.get_running_loop().create_task(self._behind(work))
+
+    async def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        await work
+        self._sending = None
+        self._advance()
+
+    async def _finish_sending(self, begun: "_Begun") -> None:
+        self._stuck_at = self._wheel.now + self._pace.write_timeout_s
+        await begun
+        self._stuck_at = None
+        self._touch()
+
+    async def _replay(self) -> None:
+        """Read one piece from the store and send it."""
+        try:
+            blocks = await self._store.read_events(self.invocation_id, self.cursor, limit_bytes=PIECE_BYTES)
+        except StoreUnavailable:
+            logger.warning("replay waits for the store", extra={"invocation_id": self.invocation_id})
+            await asyncio.sleep(STORE_RETRY_S)
+            return
+        if not blocks and self._log.ended:  # its retention ended while it was read: a reattach will be told
+            self.close("segment-end")
+            return
+        if not blocks:
+            await asyncio.sleep(STORE_RETRY_S)
+            return
+        body = b"".join(map(self._wire.block, blocks))
+        self.cursor = blocks[-1].last
+        self.events_sent += sum(len(block.events) for block in blocks)
+        if self._log.ended and self.cursor >= self._log.head:
+            self._finished("terminal")
+        self._stuck_at = self._wheel.now + self._pace.write_timeout_s
+        await self._send({"type": "http.response.body", "body": body, "more_body": not self.end})
+        self._stuck_at = None
+        self._touch()
+
+    # -- time
+
+    def due_at(self) -> float:
+        """Return when the wheel must look at this reader next."""
+        return min(self._beat_at, self._deadline[0], self._stuck_at or self._beat_at)
+
+    def look(self, now: float) -> None:
+        """Do what is due: heartbeat, end of the segment, cut-off of a stuck peer. Called by the wheel."""
+        if self.end and self._stuck_at is None:
+            return
+        if self._stuck_at is not None:
+            if now >= self._stuck_at:
+                self.end = "stuck"
+                self._abort()
+            return
+        if self._log.fenced:
+            self.close("segment-end")
+        elif now >= self._deadline[0]:
+            self.close(self._deadline[1])
+        elif now >= self._beat_at and self._sending is None:
+            self._write(self._wire.heartbeat(self._log.heartbeat(now)))
+
+    def close(self, reason: str) -> None:
+        """End this response with `reconnect`, after what is being sent."""
+        if self.end or self._close_reason is not None:
+            return
+        self._close_reason = reason
+        if self._sending is None:
+            self._reconnect(reason)
+
+
+class _Begun:
+    """A coroutine that was driven by hand up to its first wait, to be finished by a task."""
+
+    __slots__ = ("_coroutine", "_waits_for")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        try:
+            while True:
+                yield waits_for
+                waits_for = self._coroutine.send(None)
+        except StopIteration:
+            return
+        finally:
+            self._coroutine.close()
+
+
+async def _awaiting(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+class Wheel:
+    """One timer for all readers: each sits in the slot of the tick at which something is due for it.
+
+    A write does not move a reader: when its slot comes and it has written since, it is put further along. So
+    the cost is per heartbeat interval, not per delta.
+    """
+
+    TICKS_PER_HEARTBEAT: Final = 10
+
+    def __init__(self, heartbeat_s: float, clock: Callable[[], float]) -> None:
+        self.tick_s = heartbeat_s / self.TICKS_PER_HEARTBEAT
+        self._clock = clock
+        self._slots: dict[int, set[Reader]] = {}
+        self.now = clock()
+        self._turned = int(self.now / self.tick_s)
+
+    def add(self, reader: Reader) -> None:
+        """Look at this reader when it is due."""
+        slot = max(math.ceil(reader.due_at() / self.tick_s), self._turned + 1)
+        reader.slot = slot
+        self._slots.setdefault(slot, set()).add(reader)
+
+    def remove(self, reader: Reader) -> None:
+        """Forget this reader."""
+        slot = self._slots.get(reader.slot)
+        if slot is not None:
+            slot.discard(reader)
+            if not slot:
+                del self._slots[reader.slot]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    async def run(self) -> None:
+        """Turn for ever; cancel it when the last reader has gone."""
+        while True:
+            await asyncio.sleep(self.tick_s)
+            self.turn()
+
+    def turn(self) -> None:
+        """Look at all readers whose slot has come."""
+        self.now = self._clock()
+        until = int(self.now / self.tick_s)
+        for slot in range(self._turned + 1, until + 1):
+            self._turned = slot
+            for reader in self._slots.pop(slot, ()):
+                if reader.due_at() <= self.now:
+                    reader.look(self.now)
+                self.add(reader)

@@ -1,0 +1,70 @@
+"""What the API shows of records and accounts, as JSON documents. Pure; called by `api`."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from service.config import Limits
+from service.events import event_type, event_value
+from service.invocations import Invocation
+from service.stores import Account
+
+
+def timestamp(at_ms: int | None) -> str | None:
+    """Show a time as ISO 8601 in UTC, to the millisecond."""
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def location(invocation: Invocation) -> str:
+    """Return the path of the record."""
+    return f"/runtimes/{invocation.runtime_id}/invocations/{invocation.invocation_id}"
+
+
+def record(invocation: Invocation) -> dict[str, Any]:
+    """Show an invocation: state, attempts, times, usage and, once it has ended, its terminal event."""
+    shown: dict[str, Any] = {
+        "invocationId": invocation.invocation_id,
+        "runtimeId": invocation.runtime_id,
+        "sessionId": invocation.session_id,
+        "state": str(invocation.state),
+        "attempts": [
+            {"attempt": attempt.number, "lastEventId": str(attempt.last) if attempt.last else None}
+            for attempt in invocation.attempts
+        ],
+        "createdAt": timestamp(invocation.created_at_ms),
+        "updatedAt": timestamp(invocation.updated_at_ms),
+        "deadlineAt": timestamp(invocation.deadline_at_ms),
+        "finishedAt": timestamp(invocation.finished_at_ms),
+        "usage": invocation.usage.as_json(),
+        "events": location(invocation) + "/events",
+    }
+    if invocation.terminal is not None:
+        kind = event_type(invocation.terminal).decode()
+        shown["terminalEvent"] = {"id": str(invocation.last), kind: event_value(invocation.terminal)}
+    return shown
+
+
+def usage(account: Account, limits: Limits) -> dict[str, Any]:
+    """Show what a principal has used, holds and has left, per window."""
+    windows = []
+    for window, limit_tokens in zip(
+        account.windows, (limits.daily_tokens, limits.monthly_tokens), strict=True
+    ):
+        held_tokens = window.used_tokens + account.reserved_tokens
+        windows.append(
+            {
+                "name": window.name,
+                "windowSeconds": window.window_s,
+                "limit": limit_tokens,
+                "used": window.used_tokens,
+                "reserved": account.reserved_tokens,
+                "remaining": max(0, limit_tokens - held_tokens),
+                "resetsAt": timestamp(window.resets_at_ms),
+            }
+        )
+    return {
+        "windows": windows,
+        "runningInvocations": account.running,
+        "concurrentInvocations": limits.concurrent_invocations,
+    }
