@@ -82,6 +82,11 @@ class Block(NamedTuple):
     def last(self) -> EventId:
         return EventId(self.attempt, self.first_seq + len(self.events) - 1)
 
+    @property
+    def size_bytes(self) -> int:
+        events = self.events
+        return len(events[0]) if len(events) == 1 else sum(map(len, events))
+
     def after(self, cursor: EventId) -> "Block":
         """Return the part of this block that follows `cursor` (maybe empty)."""
         if cursor < (self.attempt, self.first_seq):

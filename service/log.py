@@ -71,20 +71,22 @@ class Log:
         self.turn = 0
         self.started_at = started_at
         self._floor = head  # the tail holds everything after this id
-        self._tail: deque[Block] = deque()
+        self._tail: deque[tuple[EventId, int, Block]] = deque()  # (its last id, its bytes, block)
         self._tail_bytes = 0
         self._listeners: set[Listener] = set()
 
-    def publish(self, block: Block, *, ended: bool = False) -> None:
-        """Take the next block: into the tail, and to every listener that is attached."""
-        self._tail.append(block)
-        self._tail_bytes += sum(map(len, block.events))
-        self.head = block.last
+    def publish(self, block: Block, *, ended: bool = False) -> int:
+        """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
+        last, size_bytes = block.last, block.size_bytes
+        self._tail.append((last, size_bytes, block))
+        self._tail_bytes += size_bytes
+        self.head = last
         self.ended = ended
         if self._tail_bytes > TAIL_LIMIT_BYTES:
             self._trim()
         for listener in tuple(self._listeners):
             listener(block)
+        return size_bytes
 
     def mark_stored(self, up_to: EventId) -> None:
         """Note that the store has everything up to this id."""
@@ -93,10 +95,10 @@ class Log:
             self._trim()
 
     def _trim(self) -> None:
-        while self._tail_bytes > TAIL_LIMIT_BYTES and self._tail and self._tail[0].last <= self.stored:
-            block = self._tail.popleft()
-            self._tail_bytes -= sum(map(len, block.events))
-            self._floor = block.last
+        tail, stored = self._tail, self.stored
+        while self._tail_bytes > TAIL_LIMIT_BYTES and tail and tail[0][0] <= stored:
+            self._floor, size_bytes, _ = tail.popleft()
+            self._tail_bytes -= size_bytes
 
     def after(self, cursor: EventId, *, limit_bytes: int) -> list[Block] | None:
         """Return what follows `cursor`, about `limit_bytes` of it; `[]` at the head; None: ask the store."""
@@ -105,13 +107,12 @@ class Log:
         if cursor < self._floor:
             return None
         blocks: list[Block] = []
-        size_bytes = 0
-        for block in self._tail:
-            if block.last > cursor:
-                rest = block.after(cursor)
-                blocks.append(rest)
-                size_bytes += sum(map(len, rest.events))
-                if size_bytes >= limit_bytes:
+        gathered_bytes = 0
+        for last, size_bytes, block in self._tail:
+            if last > cursor:
+                blocks.append(block.after(cursor))
+                gathered_bytes += size_bytes
+                if gathered_bytes >= limit_bytes:
                     break
         return blocks
 
@@ -152,8 +153,8 @@ class AttemptLog:
     def append(self, events: Sequence[bytes]) -> Awaitable[None] | None:
         """Append events; returns what to wait for before more may come, or None."""
         block = self.number(events)
-        self.log.publish(block)
-        return self._commit.add(self._invocation_id, self.log, block)
+        size_bytes = self.log.publish(block)
+        return self._commit.add(self._invocation_id, self.log, block, size_bytes)
 
     def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
         """Append a batch of upstream frames: the hot path, called from the connection's callback."""
@@ -212,13 +213,12 @@ class GroupCommit:
         self._full = asyncio.Event()
         self._writing = asyncio.Lock()
 
-    def add(self, invocation_id: str, log: Log, block: Block) -> Awaitable[None] | None:
+    def add(self, invocation_id: str, log: Log, block: Block, size_bytes: int) -> Awaitable[None] | None:
         """Queue the next block; returns what to wait for when the log is too far ahead of the store."""
         pending = self._pending.get(invocation_id)
         if pending is None:
             pending = self._pending[invocation_id] = _Pending(log, block)
             self._some.set()
-        size_bytes = sum(map(len, block.events))
         pending.events += block.events
         pending.size_bytes += size_bytes
         self._pending_bytes += size_bytes

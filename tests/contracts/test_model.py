@@ -1,0 +1,365 @@
+"""The contract of the `Model` port, over every implementation and over the double that stands for them.
+
+An upstream of the contract plays answers in steps: frames that arrive together, a barrier, an error said in
+its own way (a refusal, if it is the first step), silence until the model has hung up. What only one of them
+does is elsewhere.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from service.errors import (
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from service.models import Frame, Model, ModelRequest
+from service.models.bedrock import BedrockModel
+from tests.clock import ManualClock
+from tests.fakes import ScriptedModel
+from tests.scripted_http import END, Peer, chunk, event, exception, head, scripted, sized
+
+REQUEST: Final = ModelRequest("some.model-v1:0", [{"role": "user", "content": [{"text": "Hello"}]}], 100)
+SILENCE_S: Final = 900.0
+
+START = ("messageStart", {"role": "assistant"})
+BLOCK_STOP = ("contentBlockStop", {"contentBlockIndex": 0})
+STOP = ("messageStop", {"stopReason": "end_turn"})
+METADATA = ("metadata", {"usage": {"inputTokens": 7, "outputTokens": 2, "totalTokens": 9}})
+
+
+def delta(text: str) -> tuple[str, Any]:
+    return "contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}
+
+
+HELLO = [START, delta("Hel"), delta("lo"), BLOCK_STOP, STOP, METADATA]
+
+Said = Sequence[tuple[str, Any]]
+Step = Said | asyncio.Event | UpstreamError | None
+"""Frames, a barrier, an error; None is silence until the model hangs up."""
+
+
+@dataclass
+class Upstream:
+    """An upstream at work; `hung_up` counts the calls that the model left."""
+
+    model: Model
+    hung_up: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+
+Playing = Callable[..., AbstractAsyncContextManager[Upstream]]
+"""Play these answers (lists of steps) to one call each."""
+
+
+def payload(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class BedrockWire:
+    """What Bedrock sends."""
+
+    head = head(content_type="application/vnd.amazon.eventstream", transfer_encoding="chunked")
+    refusals: Final = {
+        UpstreamRejected: sized(400, b"{}", x_amzn_errortype="ValidationException"),
+        UpstreamMisconfigured: sized(403, b"{}", x_amzn_errortype="AccessDeniedException"),
+    }
+    exceptions: Final = {UpstreamRejected: "validationException", UpstreamFailed: "modelStreamErrorException"}
+
+    def step(self, step: Said | UpstreamError) -> bytes:
+        if isinstance(step, UpstreamError):
+            return chunk(exception(self.exceptions[type(step)], {}))
+        return chunk(b"".join(event(event_type, payload(value)) for event_type, value in step))
+
+    def answer(self, *said: Said) -> bytes:
+        return self.head + b"".join(map(self.step, said)) + END
+
+    async def play(self, peer: Peer, steps: Sequence[Step]) -> None:
+        await peer.request()
+        if isinstance(steps[0], UpstreamError):
+            return await peer.send(self.refusals[type(steps[0])])
+        await peer.send(self.head)
+        for step in steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif step is None:
+                return await peer.gone()
+            else:
+                await peer.send(self.step(step))
+        return await peer.send(END)
+
+
+def playing_bedrock(monkeypatch: pytest.MonkeyPatch) -> Playing:
+    @asynccontextmanager
+    async def playing(*answers: Sequence[Step]) -> AsyncIterator[Upstream]:
+        waiting = list(answers)
+
+        async def script(peer: Peer) -> None:
+            while waiting:
+                steps = waiting.pop(0)
+                await BedrockWire().play(peer, steps)
+                if None in steps:
+                    return upstream.hung_up.release()
+            return await peer.gone()
+
+        async with scripted(script) as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
+            async with BedrockModel.open(max_connections=4, silence_s=SILENCE_S) as model:
+                upstream = Upstream(model)
+                yield upstream
+
+    return playing
+
+
+def playing_double(_: pytest.MonkeyPatch) -> Playing:
+    @asynccontextmanager
+    async def playing(*answers: Sequence[Step]) -> AsyncIterator[Upstream]:
+        def translated(step: Step) -> list[Frame] | asyncio.Event | Exception:
+            if isinstance(step, asyncio.Event | UpstreamError):
+                return step
+            if step is None:
+                return asyncio.Event()
+            return [(event_type.encode(), payload(value)) for event_type, value in step]
+
+        class Noticing(ScriptedModel):
+            async def converse(self, request: ModelRequest, deliver: Any) -> None:
+                try:
+                    await super().converse(request, deliver)
+                except asyncio.CancelledError:
+                    upstream.hung_up.release()
+                    raise
+
+        upstream = Upstream(Noticing(*([translated(step) for step in steps] for steps in answers)))
+        yield upstream
+
+    return playing
+
+
+@pytest.fixture(params=[playing_bedrock, playing_double], ids=["bedrock", "double"])
+def playing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Playing:
+    made: Playing = request.param(monkeypatch)
+    return made
+
+
+class Receiver:
+    """A `Deliver` that keeps what it got; holds the upstream back if it has gates left."""
+
+    def __init__(self, *gates: asyncio.Event) -> None:
+        self.batches: list[Said] = []
+        self.arrived = asyncio.Semaphore(0)
+        self._gates = list(gates)
+
+    def __call__(self, batch: Sequence[Frame]) -> Awaitable[Any] | None:
+        self.batches.append([(event_type.decode(), json.loads(value)) for event_type, value in batch])
+        self.arrived.release()
+        return self._gates.pop(0).wait() if self._gates else None
+
+    @property
+    def frames(self) -> Said:
+        return [frame for batch in self.batches for frame in batch]
+
+
+async def test_an_answer_is_delivered_in_order_and_as_it_arrives(playing: Playing) -> None:
+    receiver = Receiver()
+    async with playing([[START, delta("Hel")], [delta("lo")], [BLOCK_STOP, STOP], [METADATA]]) as upstream:
+        await upstream.model.converse(REQUEST, receiver)
+
+    assert receiver.batches == [[START, delta("Hel")], [delta("lo")], [BLOCK_STOP, STOP], [METADATA]]
+
+
+async def test_a_frame_is_delivered_while_the_next_is_not_there_yet(playing: Playing) -> None:
+    receiver, barrier = Receiver(), asyncio.Event()
+    async with playing([[START], barrier, HELLO[1:]]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await receiver.arrived.acquire()
+        early = list(receiver.frames)
+        barrier.set()
+        await task
+
+    assert (early, receiver.frames) == ([START], HELLO)
+
+
+async def test_one_call_after_another_gets_its_own_answer(playing: Playing) -> None:
+    first, second = Receiver(), Receiver()
+    async with playing([HELLO], [[START, STOP]]) as upstream:
+        await upstream.model.converse(REQUEST, first)
+        await upstream.model.converse(REQUEST, second)
+
+    assert (first.frames, second.frames) == (HELLO, [START, STOP])
+
+
+@pytest.mark.promise("truncation-is-failure")
+async def test_an_answer_that_ends_without_message_stop_is_a_failure(playing: Playing) -> None:
+    receiver = Receiver()
+    async with playing([HELLO[:4]]) as upstream:
+        with pytest.raises(UpstreamFailed) as caught:
+            await upstream.model.converse(REQUEST, receiver)
+
+    assert (receiver.frames, caught.value.billed) == (HELLO[:4], True)
+
+
+async def test_a_failure_comes_after_the_frames_before_it(playing: Playing) -> None:
+    receiver = Receiver()
+    async with playing([HELLO[:3], UpstreamFailed()]) as upstream:
+        with pytest.raises(UpstreamFailed):
+            await upstream.model.converse(REQUEST, receiver)
+
+    assert receiver.frames == HELLO[:3]
+
+
+@pytest.mark.parametrize("refusal", [UpstreamRejected(), UpstreamMisconfigured()])
+async def test_a_refusal_delivers_nothing_and_costs_nothing(playing: Playing, refusal: UpstreamError) -> None:
+    receiver = Receiver()
+    async with playing([refusal]) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            await upstream.model.converse(REQUEST, receiver)
+
+    assert (caught.value.code, caught.value.billed, receiver.frames) == (refusal.code, False, [])
+
+
+async def test_what_deliver_awaits_holds_the_next_batch_back(playing: Playing, clock: ManualClock) -> None:
+    gate = asyncio.Event()
+    receiver = Receiver(gate)
+    async with playing([[START], HELLO[1:]]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await receiver.arrived.acquire()
+        await clock.advance(10 * SILENCE_S)
+        held = list(receiver.frames)
+        gate.set()
+        await task
+
+    assert (held, receiver.frames) == ([START], HELLO)
+
+
+async def test_the_call_does_not_end_before_its_last_batch_was_taken(
+    playing: Playing, clock: ManualClock
+) -> None:
+    gate = asyncio.Event()
+    receiver = Receiver(gate)
+    async with playing([HELLO]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await receiver.arrived.acquire()
+        await clock.advance(0)
+        early = task.done()
+        gate.set()
+        await task
+
+    assert not early
+
+
+@pytest.mark.parametrize("said", [[], [START], HELLO[:3], HELLO], ids=["asked", "began", "spoke", "finished"])
+async def test_a_cancelled_call_hangs_up_and_delivers_no_more(
+    playing: Playing, clock: ManualClock, said: Said
+) -> None:
+    receiver = Receiver()
+    async with playing([*([said] if said else []), None], [HELLO]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await clock.advance(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.hung_up.acquire()
+        kept = list(receiver.frames)
+        await upstream.model.converse(REQUEST, Receiver())
+
+    assert (kept, receiver.frames) == (list(said), kept)
+
+
+async def test_a_call_cancelled_while_it_is_held_back_hangs_up(playing: Playing, clock: ManualClock) -> None:
+    receiver = Receiver(asyncio.Event())
+    async with playing([[START], [delta("Hel")], None]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await clock.advance(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.hung_up.acquire()
+
+    assert receiver.frames == [START]
+
+
+# From here on: upstreams on a wire.
+
+
+@asynccontextmanager
+async def answering(
+    monkeypatch: pytest.MonkeyPatch, *sendings: Sequence[bytes], hang_up: bool = False
+) -> AsyncIterator[BedrockModel]:
+    """Send these bytes, each read before the next is sent, to one request after another."""
+    waiting = list(sendings)
+
+    async def script(peer: Peer) -> None:
+        while waiting:
+            await peer.request()
+            await peer.send(*waiting.pop(0))
+            if hang_up:
+                return
+
+    async with scripted(script) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
+        async with BedrockModel.open(max_connections=4, silence_s=SILENCE_S) as model:
+            yield model
+
+
+ANSWER = BedrockWire().answer(HELLO[:1], HELLO[1:3], HELLO[3:])
+
+
+async def test_an_answer_that_comes_byte_by_byte_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = Receiver()
+    async with answering(monkeypatch, [ANSWER[at : at + 1] for at in range(len(ANSWER))]) as model:
+        await model.converse(REQUEST, receiver)
+
+    assert receiver.frames == HELLO
+
+
+async def test_an_answer_that_comes_in_two_pieces_is_the_same_for_every_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts = [(ANSWER[:at], ANSWER[at:]) for at in range(1, len(ANSWER))]
+    outcomes = []
+    async with answering(monkeypatch, *cuts) as model:
+        for _ in cuts:
+            receiver = Receiver()
+            await model.converse(REQUEST, receiver)
+            outcomes.append(receiver.frames)
+
+    assert outcomes == [HELLO] * len(cuts)
+
+
+@pytest.mark.promise("truncation-is-failure")
+async def test_an_answer_that_breaks_off_anywhere_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = range(len(ANSWER))
+    outcomes = []
+    async with answering(monkeypatch, *([ANSWER[:size]] for size in sizes), hang_up=True) as model:
+        for _ in sizes:
+            receiver = Receiver()
+            with pytest.raises(UpstreamFailed) as caught:
+                await model.converse(REQUEST, receiver)
+            outcomes.append((caught.value.billed, HELLO[: len(receiver.frames)] == receiver.frames))
+
+    assert outcomes == [(True, True)] * len(sizes)
+
+
+@pytest.mark.promise("truncation-is-failure")
+@pytest.mark.parametrize("said", [[], [START], HELLO[:5]], ids=["asked", "began", "finished"])
+async def test_silence_is_a_timeout_that_may_have_cost_tokens(
+    monkeypatch: pytest.MonkeyPatch, clock: ManualClock, said: Said
+) -> None:
+    receiver = Receiver()
+    async with playing_bedrock(monkeypatch)([*([said] if said else []), None]) as upstream:
+        task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
+        await clock.advance(SILENCE_S - 0.001)
+        patient = not task.done()
+        await clock.advance(0.001)
+        with pytest.raises(UpstreamTimeout) as caught:
+            await task
+        await upstream.hung_up.acquire()
+
+    assert (patient, caught.value.billed, receiver.frames) == (True, True, list(said))

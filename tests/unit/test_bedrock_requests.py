@@ -1,0 +1,176 @@
+"""The request to Bedrock is the one that botocore alone would send, signed as it arrives."""
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from service.errors import (
+    UpstreamRejected,
+)
+from service.models import ModelRequest
+from tests.bedrock import OK, PROMPT, REQUEST, bedrock
+from tests.scripted_http import (
+    Received,
+    replies,
+)
+
+
+async def received(request: ModelRequest, monkeypatch: pytest.MonkeyPatch) -> Received:
+    """Return what the upstream gets for a request."""
+    async with bedrock(replies(OK), monkeypatch) as (model, server):
+        await model.converse(request, lambda _: None)
+    return server.requests[0]
+
+
+FULL = ModelRequest(
+    model_id="arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.some.model-v1:0",
+    messages=[
+        {"role": "user", "content": [{"text": "Grüße"}, {"text": "twice"}]},
+        {
+            "role": "assistant",
+            "content": [{"toolUse": {"toolUseId": "t1", "name": "add", "input": {"a": 1.5}}}],
+        },
+        {
+            "role": "user",
+            "content": [{"toolResult": {"toolUseId": "t1", "content": [{"json": {"sum": [1, None]}}]}}],
+        },
+    ],
+    max_tokens=77,
+    system="Be brief.",
+    tools=[{"name": "add", "description": "Adds.", "inputSchema": {"json": {"type": "object"}}}],
+    request_metadata={"team": "search"},
+)
+FULL_FOR_BOTOCORE = {
+    "modelId": FULL.model_id,
+    "messages": FULL.messages,
+    "inferenceConfig": {"maxTokens": 77},
+    "system": [{"text": "Be brief."}],
+    "toolConfig": {"tools": [{"toolSpec": FULL.tools[0]}]},
+    "requestMetadata": {"team": "search"},
+}
+
+
+class Captured(Exception):
+    """Takes a request out of botocore before it is sent."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+
+def prepared_by_botocore(endpoint_url: str, parameters: Any) -> Any:
+    def capture(request: Any, **_: Any) -> None:
+        raise Captured(request)
+
+    client = botocore.session.get_session().create_client(
+        "bedrock-runtime", region_name="us-east-1", endpoint_url=endpoint_url
+    )
+    client.meta.events.register("before-send.bedrock-runtime.ConverseStream", capture)
+    with pytest.raises(Captured) as caught:
+        client.converse_stream(**parameters)
+    return caught.value.request
+
+
+def text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+# They name the attempt, the client or the moment; the signature holds the moment's.
+OF_THE_MOMENT = {"amz-sdk-invocation-id", "amz-sdk-request", "user-agent", "x-amz-date", "authorization"}
+
+
+def lasting(headers: Any) -> dict[str, str]:
+    return {name.lower(): text(value) for name, value in headers.items() if name.lower() not in OF_THE_MOMENT}
+
+
+async def test_the_request_is_the_one_that_botocore_alone_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    got = await received(FULL, monkeypatch)
+    url = f"http://{got.headers['Host']}"
+    theirs = prepared_by_botocore(url, FULL_FOR_BOTOCORE)
+
+    assert (got.method, url + got.target, got.body) == (theirs.method, theirs.url, theirs.body)
+    assert lasting(got.headers) == lasting(theirs.headers) | {
+        "host": got.headers["Host"],
+        "accept-encoding": "identity",
+    }
+    signed = got.headers["Authorization"].partition("SignedHeaders=")[2].partition(",")[0]
+    assert signed == text(theirs.headers["Authorization"]).partition("SignedHeaders=")[2].partition(",")[0]
+
+
+async def test_the_signature_is_that_of_what_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    got = await received(FULL, monkeypatch)
+    scope, signed, signature = (
+        part.partition("=")[2]
+        for part in got.headers["Authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(", ")
+    )
+    access_key, _, region, service, _ = scope.split("/")
+    arrived = {name.lower(): value for name, value in got.headers.items()}
+    again = AWSRequest(
+        method=got.method,
+        url=f"http://{arrived['host']}{got.target}",
+        headers={name: arrived[name] for name in signed.split(";")},
+        data=got.body,
+    )
+    again.context["timestamp"] = arrived["x-amz-date"]
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    signer = SigV4Auth(Credentials(access_key, secret), service, region)
+
+    expected = signer.signature(signer.string_to_sign(again, signer.canonical_request(again)), again)
+
+    assert (signature, service) == (expected, "bedrock")
+
+
+async def test_what_is_not_asked_for_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    got = await received(REQUEST, monkeypatch)
+
+    assert json.loads(got.body) == {
+        "messages": [{"role": "user", "content": [{"text": PROMPT}]}],
+        "inferenceConfig": {"maxTokens": 100},
+    }
+
+
+async def test_bytes_go_as_they_stand_in_the_public_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = base64.b64encode(bytes(range(256))).decode()
+    image = {"image": {"format": "png", "source": {"bytes": data}}}
+    document = {"document": {"format": "pdf", "name": "a", "source": {"bytes": data}}}
+    content = [
+        image,
+        document,
+        {"toolResult": {"toolUseId": "t1", "content": [image, document, {"text": "x"}], "status": "success"}},
+        {"reasoningContent": {"redactedContent": data}},
+        {"reasoningContent": {"reasoningText": {"text": "x", "signature": "y"}}},
+    ]
+
+    got = await received(replace(REQUEST, messages=[{"role": "user", "content": content}]), monkeypatch)
+
+    assert json.loads(got.body)["messages"] == [{"role": "user", "content": content}]
+
+
+async def test_bytes_that_are_not_base64_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+    async with bedrock(replies(OK), monkeypatch) as (model, server):
+        for data in ("not base64", "AA=", "é"):
+            block = {"image": {"format": "png", "source": {"bytes": data}}}
+            with pytest.raises(UpstreamRejected) as caught:
+                await model.converse(
+                    replace(REQUEST, messages=[{"role": "user", "content": [block]}]), lambda _: None
+                )
+            refused.append(caught.value.billed)
+
+    assert (refused, server.requests) == ([False] * 3, [])
+
+
+async def test_a_shape_that_botocore_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bedrock(replies(OK), monkeypatch) as (model, server):
+        with pytest.raises(UpstreamRejected) as caught:
+            await model.converse(
+                replace(REQUEST, messages=[{"role": "user", "content": [{"x": 1}]}]), lambda _: None
+            )
+
+    assert (caught.value.billed, server.requests) == (False, [])
