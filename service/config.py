@@ -8,19 +8,14 @@ all, each with the name that must be changed. `os.environ` is read nowhere else.
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-KIB: Final = 1024
-# API Gateway takes 10 MB: https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-execution-service-limits-table.html
-MAX_BODY_BYTES: Final = 10_000_000
-# API Gateway ends a stream after 15 minutes: https://docs.aws.amazon.com/apigateway/latest/developerguide/response-transfer-mode.html
-MAX_SEGMENT_S: Final = 890.0
-MAX_DEADLINE_S: Final = 8 * 3600.0
+from service.config_reader import Reader
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
+KIB: Final = 1024
 
 
 class ConfigError(Exception):
@@ -228,7 +223,7 @@ class Catalog:
         Raises:
             ConfigError: All faults of the document.
         """
-        reader = _Reader()
+        reader = Reader()
         reader.unknown_keys("", document, {"service", "upstreams", "runtimes", "limits"})
         service = reader.table("service", document.get("service", {}), ServiceConfig, {})
         upstreams = {
@@ -239,17 +234,19 @@ class Catalog:
             name: reader.table(f"runtimes.{name}", table, RuntimeConfig, {"name": name})
             for name, table in reader.named_tables("runtimes", document)
         }
+        tables = dict(reader.named_tables("limits", document, any_name=True))
+        default = reader.table("limits.default", tables.pop("default", {}), Limits, {})
         limits = {
-            name: reader.table(f"limits.{name}", table, Limits, {})
-            for name, table in reader.named_tables("limits", document, any_name=True)
+            name: reader.table(f"limits.{name}", table, Limits, asdict(default or Limits()))
+            for name, table in tables.items()
         }
-        limits.setdefault("default", Limits())
+        limits["default"] = default
         for name, upstream in upstreams.items():
             if upstream is not None and upstream.kind != "bedrock":
                 reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
         for name, runtime in runtimes.items():
             if runtime is not None:
-                reader.check_runtime(f"runtimes.{name}", runtime, upstreams.keys())
+                _check_runtime(reader, f"runtimes.{name}", runtime, upstreams.keys())
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
         if reader.faults:
@@ -274,102 +271,19 @@ def _present(tables: Mapping[str, _Table | None]) -> dict[str, _Table]:
     return {name: table for name, table in tables.items() if table is not None}
 
 
-# What a number may be, by field name (inclusive). A field without a line here is any positive number.
-_RANGES: Final[dict[str, tuple[float, float]]] = {
-    "heartbeat_s": (0.05, 60),
-    "segment_s": (1, MAX_SEGMENT_S),
-    "drain_s": (0, 110),
-    "first_event_grace_s": (0, 10),
-    "deadline_s": (1, MAX_DEADLINE_S),
-    "max_token_s": (300, 24 * 3600),
-    "body_limit_bytes": (1, MAX_BODY_BYTES),
-    "daily_tokens": (0, 1e15),
-    "monthly_tokens": (0, 1e15),
-    "concurrent_invocations": (0, 1e6),
-    "max_turns": (1, 1000),
-}
-_ANY_POSITIVE: Final = (1e-9, 1e15)
-
-
-class _Reader:
-    """Reads TOML tables into dataclasses and gathers faults instead of stopping at the first."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-
-    def unknown_keys(self, where: str, table: Mapping[str, Any], known: Set[str]) -> None:
-        prefix = f"{where}." if where else ""
-        self.faults += [
-            f"{prefix}{key} is not known; known here: {', '.join(sorted(known))}"
-            for key in sorted(table.keys() - known)
-        ]
-
-    def named_tables(
-        self, section: str, document: Mapping[str, Any], *, any_name: bool = False
-    ) -> list[tuple[str, Mapping[str, Any]]]:
-        tables = document.get(section, {})
-        if not isinstance(tables, dict):
-            self.faults.append(f"{section} must be tables such as [{section}.NAME]")
-            return []
-        good: list[tuple[str, Mapping[str, Any]]] = []
-        for name, table in tables.items():
-            if not any_name and not _NAME.fullmatch(name):
-                self.faults.append(
-                    f"{section}.{name}: a name has lower-case letters, digits and dashes, at most 63"
-                )
-            elif not isinstance(table, dict):
-                self.faults.append(f"{section}.{name} must be a table")
-            else:
-                good.append((name, table))
-        return good
-
-    def table(self, where: str, table: Any, shape: type[_Table], given: Mapping[str, Any]) -> _Table | None:
-        if not isinstance(table, dict):
-            self.faults.append(f"{where} must be a table")
-            return None
-        types = {name: kind for name, kind in get_type_hints(shape).items() if name not in given}
-        self.unknown_keys(where, table, types.keys())
-        before = len(self.faults)
-        values = dict(given)
-        for name, kind in types.items():
-            if name in table:
-                values[name] = self._value(f"{where}.{name}", name, table[name], kind)
-        if "kind" in types and "kind" not in table:
-            self.faults.append(f"{where}.kind is missing")
-        return shape(**values) if len(self.faults) == before else None
-
-    def _value(self, where: str, name: str, value: Any, kind: Any) -> Any:
-        if kind is str:
-            if not isinstance(value, str) or not value:
-                self.faults.append(f"{where} must be a non-empty string")
-            return value
-        if kind == tuple[str, ...]:
-            if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-                self.faults.append(f"{where} must be a list of strings")
-                return ()
-            return tuple(value)
-        whole = kind is not float
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        low, high = _RANGES.get(name, _ANY_POSITIVE)
-        if not number or not low <= value <= high:
-            bounds = f" from {low:g} to {high:g}" if name in _RANGES else ", more than 0"
-            self.faults.append(f"{where} must be a {'whole ' if whole else ''}number{bounds}, not {value!r}")
-            return value
-        return value if whole else float(value)
-
-    def check_runtime(self, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
-        if runtime.kind != "converse":
-            self.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
-        if not runtime.upstream or not runtime.model_id:
-            self.faults.append(
-                f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
-            )
-        elif runtime.upstream not in upstreams:
-            self.faults.append(
-                f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
-            )
-        if runtime.on_disconnect != "continue":
-            self.faults.append(f'{where}.on_disconnect must be "continue", not {runtime.on_disconnect!r}')
-        for entry in runtime.tools:
-            if not re.fullmatch(r"[\w.]+:\w+", entry):
-                self.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')
+def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
+    if runtime.kind != "converse":
+        reader.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
+    if not runtime.upstream or not runtime.model_id:
+        reader.faults.append(
+            f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+        )
+    elif runtime.upstream not in upstreams:
+        reader.faults.append(
+            f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
+        )
+    if runtime.on_disconnect != "continue":
+        reader.faults.append(f'{where}.on_disconnect must be "continue", not {runtime.on_disconnect!r}')
+    for entry in runtime.tools:
+        if not re.fullmatch(r"[\w.]+:\w+", entry):
+            reader.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')

@@ -1,0 +1,104 @@
+"""Reads TOML tables into dataclasses and gathers their faults; for `config` only."""
+
+import re
+from collections.abc import Mapping, Set
+from typing import Any, Final, TypeVar, get_type_hints
+
+_Table = TypeVar("_Table")
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
+
+# API Gateway takes 10 MB: https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-execution-service-limits-table.html
+MAX_BODY_BYTES: Final = 10_000_000
+# API Gateway ends a stream after 15 minutes: https://docs.aws.amazon.com/apigateway/latest/developerguide/response-transfer-mode.html
+MAX_SEGMENT_S: Final = 890.0
+MAX_DEADLINE_S: Final = 8 * 3600.0
+
+# What a number may be, by field name (inclusive). A field without a line here is any positive number.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "heartbeat_s": (0.05, 60),
+    "segment_s": (1, MAX_SEGMENT_S),
+    "drain_s": (0, 105),  # and the rest of ECS's 120 s to end what is left
+    "first_event_grace_s": (0, 10),
+    "deadline_s": (1, MAX_DEADLINE_S),
+    "max_token_s": (300, 24 * 3600),
+    "body_limit_bytes": (1, MAX_BODY_BYTES),
+    "daily_tokens": (0, 1e15),
+    "monthly_tokens": (0, 1e15),
+    "concurrent_invocations": (0, 1e6),
+    "max_turns": (1, 1000),
+}
+_ANY_POSITIVE: Final = (1e-9, 1e15)
+
+
+class Reader:
+    """Reads tables; `faults` are what was wrong with them, one sentence each."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def unknown_keys(self, where: str, table: Mapping[str, Any], known: Set[str]) -> None:
+        """Note every key that is not known."""
+        prefix = f"{where}." if where else ""
+        self.faults += [
+            f"{prefix}{key} is not known; known here: {', '.join(sorted(known))}"
+            for key in sorted(table.keys() - known)
+        ]
+
+    def named_tables(
+        self, section: str, document: Mapping[str, Any], *, any_name: bool = False
+    ) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the tables of a section, those with a good name."""
+        tables = document.get(section, {})
+        if not isinstance(tables, dict):
+            self.faults.append(f"{section} must be tables such as [{section}.NAME]")
+            return []
+        good: list[tuple[str, Mapping[str, Any]]] = []
+        for name, table in tables.items():
+            if not any_name and not _NAME.fullmatch(name):
+                self.faults.append(
+                    f"{section}.{name}: a name has lower-case letters, digits and dashes, at most 63"
+                )
+            elif not isinstance(table, dict):
+                self.faults.append(f"{section}.{name} must be a table")
+            else:
+                good.append((name, table))
+        return good
+
+    def table(self, where: str, table: Any, shape: type[_Table], given: Mapping[str, Any]) -> _Table | None:
+        """Read a table; `given` are values that it need not have. A bad value is as if left out."""
+        if not isinstance(table, dict):
+            self.faults.append(f"{where} must be a table")
+            return None
+        types = {name: kind for name, kind in get_type_hints(shape).items() if name != "name"}
+        self.unknown_keys(where, table, types.keys())
+        values = dict(given)
+        for name, kind in types.items():
+            if name in table:
+                before = len(self.faults)
+                value = self._value(f"{where}.{name}", name, table[name], kind)
+                if len(self.faults) == before:
+                    values[name] = value
+        if "kind" in types and "kind" not in table:
+            self.faults.append(f"{where}.kind is missing")
+        if "kind" in types and "kind" not in values:
+            return None
+        return shape(**values)
+
+    def _value(self, where: str, name: str, value: Any, kind: Any) -> Any:
+        if kind is str:
+            if not isinstance(value, str) or not value:
+                self.faults.append(f"{where} must be a non-empty string")
+            return value
+        if kind == tuple[str, ...]:
+            if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+                self.faults.append(f"{where} must be a list of strings")
+                return ()
+            return tuple(value)
+        whole = kind is not float
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        low, high = _RANGES.get(name, _ANY_POSITIVE)
+        if not number or not low <= value <= high:
+            bounds = f" from {low:g} to {high:g}" if name in _RANGES else ", more than 0"
+            self.faults.append(f"{where} must be a {'whole ' if whole else ''}number{bounds}, not {value!r}")
+            return value
+        return value if whole else float(value)

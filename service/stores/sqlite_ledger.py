@@ -1,0 +1,213 @@
+"""The ledger in SQLite: quotas, holds, settlement, usage records.
+
+`stores.sqlite` and its siblings call these functions inside a transaction of the store thread, so what a
+function reads is what its decision is made on: no other process writes in between.
+
+Invariants: a (invocation, attempt, turn) has one usage record at most, and the first one stands; whoever
+writes it removes the hold and moves the counters in the same transaction. What an attempt that is not the
+current one used is never charged, whichever side settles it first. An invocation's usage is what was charged.
+"""
+
+import sqlite3
+from typing import Final
+
+from service.config import Limits
+from service.errors import Fenced
+from service.invocations import Invocation, Usage
+from service.stores import WINDOW_S, Account, Hold, NewInvocation, Settlement, Window
+from service.stores.windows import (
+    BUCKET_PREFIX_END,
+    Bucket,
+    Standing,
+    bucket_id,
+    check_budget,
+    check_concurrency,
+    month_bounds_ms,
+    month_id,
+    oldest_bucket_id,
+)
+
+# What counts against a quota: `Usage.counted_tokens`, in SQL.
+_COUNTED: Final = "input_tokens + output_tokens + cache_write_tokens"
+
+_STANDING: Final = f"""
+    SELECT
+        (SELECT coalesce(sum({_COUNTED}), 0) FROM usage
+            WHERE user_id = :sub AND period_id >= :oldest AND period_id < :end),
+        (SELECT coalesce(sum({_COUNTED}), 0) FROM usage WHERE user_id = :sub AND period_id = :month),
+        (SELECT coalesce(sum(tokens), 0) FROM reservations WHERE sub = :sub AND expires_at_ms > :now),
+        (SELECT count(*) FROM invocations WHERE sub = :sub AND state = 'running')
+"""  # noqa: S608 - the sum is the constant above
+_BUCKETS: Final = f"""
+    SELECT period_id, {_COUNTED} FROM usage
+    WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {_COUNTED} > 0 ORDER BY period_id
+"""  # noqa: S608 - the sum is the constant above
+_BUDGET: Final = f"""
+    SELECT {_COUNTED} + (
+        SELECT coalesce(sum(tokens), 0) FROM reservations
+        WHERE invocation_id = i.invocation_id AND attempt = i.attempt AND expires_at_ms > ?
+    ) FROM invocations AS i WHERE invocation_id = ? AND attempt = ? AND finished_at_ms IS NULL
+"""  # noqa: S608 - the sum is the constant above
+
+
+def admit(db: sqlite3.Connection, new: NewInvocation, limits: Limits, now_ms: int) -> None:
+    """Hold the first turn's tokens of a new invocation, if budget, concurrency and quota have room.
+
+    Raises:
+        BudgetExceeded, ConcurrencyExceeded, QuotaExceeded: As `Store.create_invocation`.
+    """
+    tokens = new.first_reservation_tokens
+    check_budget(limits, used_tokens=0, requested_tokens=tokens)
+    standing, running = _standing(db, new.sub, now_ms)
+    check_concurrency(limits, running=running)
+    _check_quota(db, new.sub, standing, limits, tokens)
+    _insert_hold(db, Hold(new.invocation_id, 1, 1, new.sub, tokens, new.reservation_expires_at_ms))
+
+
+def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> None:
+    """Hold tokens for a further turn; a hold that is there already stays as it is.
+
+    Raises:
+        Fenced, BudgetExceeded, QuotaExceeded: As `Store.reserve`.
+    """
+    row = db.execute(_BUDGET, (now_ms, hold.invocation_id, hold.attempt)).fetchone()
+    if row is None:
+        raise Fenced
+    key = (hold.invocation_id, hold.attempt, hold.turn)
+    held = db.execute("SELECT 1 FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
+    if held.fetchone():
+        return
+    check_budget(limits, used_tokens=row[0], requested_tokens=hold.tokens)
+    standing, _ = _standing(db, hold.sub, now_ms)
+    _check_quota(db, hold.sub, standing, limits, hold.tokens)
+    _insert_hold(db, hold)
+
+
+def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
+    """Replace a hold by its usage, once; returns False if it had been settled before."""
+    return _record(
+        db,
+        Hold(settlement.invocation_id, settlement.attempt, settlement.turn, settlement.sub, 0, 0),
+        settlement.runtime_id,
+        settlement.model,
+        settlement.usage,
+        charged=settlement.charged,
+        now_ms=now_ms,
+    )
+
+
+def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int) -> None:
+    """Settle what an ending invocation still holds at its full size, as an estimate."""
+    for hold in open_holds(db, record.invocation_id):
+        usage = Usage(input_tokens=hold.tokens, estimated=True)
+        _record(db, hold, record.runtime_id, "", usage, charged=True, now_ms=now_ms)
+
+
+def open_holds(db: sqlite3.Connection, invocation_id: str) -> tuple[Hold, ...]:
+    """Return an invocation's unsettled holds, expired ones too: only settlement removes them."""
+    return tuple(
+        Hold(*row)
+        for row in db.execute(
+            "SELECT invocation_id, attempt, turn, sub, tokens, expires_at_ms FROM reservations"
+            " WHERE invocation_id = ? ORDER BY attempt, turn",
+            (invocation_id,),
+        )
+    )
+
+
+def account(db: sqlite3.Connection, sub: str, now_ms: int) -> Account:
+    """Return what a principal has used, holds and runs."""
+    standing, running = _standing(db, sub, now_ms)
+    month_begins_ms, month_ends_ms = month_bounds_ms(now_ms)
+    oldest = next(iter(_buckets(db, sub, now_ms)), None)
+    day_resets_ms = now_ms if oldest is None else oldest.ages_out_at_ms
+    return Account(
+        (
+            Window("daily", WINDOW_S, standing.day_tokens, day_resets_ms),
+            Window(
+                "monthly", (month_ends_ms - month_begins_ms) // 1000, standing.month_tokens, month_ends_ms
+            ),
+        ),
+        standing.reserved_tokens,
+        running,
+    )
+
+
+def _standing(db: sqlite3.Connection, sub: str, now_ms: int) -> tuple[Standing, int]:
+    day, month, reserved, running = db.execute(
+        _STANDING,
+        {
+            "sub": sub,
+            "oldest": oldest_bucket_id(now_ms),
+            "end": BUCKET_PREFIX_END,
+            "month": month_id(now_ms),
+            "now": now_ms,
+        },
+    ).fetchone()
+    return Standing(now_ms, day, month, reserved), running
+
+
+def _buckets(db: sqlite3.Connection, sub: str, now_ms: int) -> list[Bucket]:
+    rows = db.execute(_BUCKETS, (sub, oldest_bucket_id(now_ms), BUCKET_PREFIX_END))
+    return [Bucket(period_id, tokens) for period_id, tokens in rows]
+
+
+def _check_quota(db: sqlite3.Connection, sub: str, standing: Standing, limits: Limits, tokens: int) -> None:
+    if not standing.fits(limits, tokens):
+        raise standing.refusal(limits, tokens, _buckets(db, sub, standing.now_ms))
+
+
+def _insert_hold(db: sqlite3.Connection, hold: Hold) -> None:
+    db.execute(
+        "INSERT INTO reservations (invocation_id, attempt, turn, sub, tokens, expires_at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (hold.invocation_id, hold.attempt, hold.turn, hold.sub, hold.tokens, hold.expires_at_ms),
+    )
+
+
+def _record(
+    db: sqlite3.Connection,
+    hold: Hold,
+    runtime_id: str,
+    model: str,
+    usage: Usage,
+    *,
+    charged: bool,
+    now_ms: int,
+) -> bool:
+    """Write a usage record and all that follows from it, unless the turn has one."""
+    key = (hold.invocation_id, hold.attempt, hold.turn)
+    current = db.execute("SELECT attempt FROM invocations WHERE invocation_id = ?", key[:1]).fetchone()
+    charged = charged and current in (None, (hold.attempt,))
+    written = db.execute(
+        "INSERT INTO usage_records (invocation_id, attempt, turn, sub, runtime_id, model, input_tokens,"
+        " output_tokens, cache_read_tokens, cache_write_tokens, estimated, charged, settled_at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (*key, hold.sub, runtime_id, model, *usage, charged, now_ms),
+    )
+    db.execute("DELETE FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
+    if written.rowcount == 0:
+        return False
+    if charged:
+        _charge(db, hold, usage, now_ms)
+    return True
+
+
+def _charge(db: sqlite3.Connection, hold: Hold, usage: Usage, now_ms: int) -> None:
+    counts = usage[:4]
+    db.execute(
+        "INSERT INTO usage"
+        " (user_id, period_id, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)"
+        " VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, period_id) DO UPDATE SET"
+        " input_tokens = input_tokens + excluded.input_tokens,"
+        " output_tokens = output_tokens + excluded.output_tokens,"
+        " cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,"
+        " cache_write_tokens = cache_write_tokens + excluded.cache_write_tokens",
+        (hold.sub, bucket_id(now_ms), *counts, hold.sub, month_id(now_ms), *counts),
+    )
+    db.execute(
+        "UPDATE invocations SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,"
+        " cache_read_tokens = cache_read_tokens + ?, cache_write_tokens = cache_write_tokens + ?,"
+        " estimated = estimated OR ?, updated_at_ms = ? WHERE invocation_id = ?",
+        (*counts, usage.estimated, now_ms, hold.invocation_id),
+    )

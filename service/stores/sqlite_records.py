@@ -1,0 +1,197 @@
+"""The records of invocations in SQLite: rows to `Invocation` and back, fencing, retention.
+
+`stores.sqlite` and its siblings call these functions inside a transaction of the store thread.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from service.events import Block, EventId
+from service.invocations import Attempt, Invocation, State, Usage
+from service.stores import NewInvocation, Turn
+from service.stores.windows import BUCKET_PREFIX, MONTH_PREFIX, oldest_kept
+
+_COLUMNS: Final = """
+    i.invocation_id, i.runtime_id, i.sub, i.session_id, i.state,
+    i.created_at_ms, i.updated_at_ms, i.deadline_at_ms,
+    i.input_tokens, i.output_tokens, i.cache_read_tokens, i.cache_write_tokens, i.estimated,
+    i.finished_at_ms, i.terminal, a.number, a.granted_seq
+"""
+_LOAD: Final = f"""
+    SELECT {_COLUMNS} FROM invocations AS i JOIN attempts AS a USING (invocation_id)
+    WHERE invocation_id = ? ORDER BY a.number
+"""  # noqa: S608 - the columns are the constant above
+_LIST: Final = f"""
+    SELECT {_COLUMNS} FROM (
+        SELECT * FROM invocations
+        WHERE sub = ? AND runtime_id = ? AND (created_at_ms, invocation_id) < (?, ?)
+        ORDER BY created_at_ms DESC, invocation_id DESC LIMIT ?
+    ) AS i JOIN attempts AS a USING (invocation_id)
+    ORDER BY i.created_at_ms DESC, i.invocation_id DESC, a.number
+"""  # noqa: S608 - the columns are the constant above
+_AFTER_ALL: Final = (2**63 - 1, "")
+_PURGE_ROWS: Final = 200
+
+
+class Fence(NamedTuple):
+    """What decides whether an attempt may write."""
+
+    attempt: int
+    stored_seq: int
+    ended: bool
+
+    def admits(self, attempt: int) -> bool:
+        return self.attempt == attempt and not self.ended
+
+
+def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocation:
+    """Write record, input and first attempt."""
+    db.execute(
+        "INSERT INTO invocations (invocation_id, runtime_id, sub, session_id, state, owner, attempt,"
+        " created_at_ms, updated_at_ms, deadline_at_ms) VALUES (?, ?, ?, ?, 'running', ?, 1, ?, ?, ?)",
+        (
+            new.invocation_id,
+            new.runtime_id,
+            new.sub,
+            new.session_id,
+            new.owner,
+            now_ms,
+            now_ms,
+            new.deadline_at_ms,
+        ),
+    )
+    db.execute("INSERT INTO inputs (invocation_id, body) VALUES (?, ?)", (new.invocation_id, new.input))
+    db.execute("INSERT INTO attempts (invocation_id, number) VALUES (?, 1)", (new.invocation_id,))
+    return Invocation(
+        new.invocation_id,
+        new.runtime_id,
+        new.sub,
+        new.session_id,
+        State.RUNNING,
+        (Attempt(1),),
+        now_ms,
+        now_ms,
+        new.deadline_at_ms,
+    )
+
+
+def load(db: sqlite3.Connection, invocation_id: str) -> Invocation | None:
+    """Return the record, or None."""
+    records = _records(db.execute(_LOAD, (invocation_id,)))
+    return records[0] if records else None
+
+
+def list_newest(
+    db: sqlite3.Connection, sub: str, runtime_id: str, before: str | None, limit: int
+) -> list[Invocation]:
+    """Return a page, newest first; nothing comes before an invocation that is not there."""
+    position: tuple[int, str] | None = _AFTER_ALL
+    if before is not None:
+        position = db.execute(
+            "SELECT created_at_ms, invocation_id FROM invocations WHERE invocation_id = ? AND sub = ?",
+            (before, sub),
+        ).fetchone()
+    return [] if position is None else _records(db.execute(_LIST, (sub, runtime_id, *position, limit)))
+
+
+def _records(rows: Iterable[tuple[Any, ...]]) -> list[Invocation]:
+    return [_record(list(lines)) for _, lines in groupby(rows, key=itemgetter(0))]
+
+
+def _record(rows: list[tuple[Any, ...]]) -> Invocation:
+    """Read a record from its rows, one per attempt."""
+    invocation_id, runtime_id, sub, session_id, state, created, updated, deadline = rows[0][:8]
+    *counts, estimated, finished, terminal = rows[0][8:-2]
+    return Invocation(
+        invocation_id,
+        runtime_id,
+        sub,
+        session_id,
+        State(state),
+        tuple(Attempt(number, None if seq is None else EventId(number, seq)) for *_, number, seq in rows),
+        created,
+        updated,
+        deadline,
+        Usage._make((*counts, bool(estimated))),
+        finished,
+        terminal,
+    )
+
+
+def fence(db: sqlite3.Connection, invocation_id: str) -> Fence | None:
+    """Return the fence of an invocation, or None if there is no such invocation."""
+    row = db.execute(
+        "SELECT attempt, stored_seq, finished_at_ms IS NOT NULL FROM invocations WHERE invocation_id = ?",
+        (invocation_id,),
+    ).fetchone()
+    return None if row is None else Fence(row[0], row[1], bool(row[2]))
+
+
+def complete_turn(
+    db: sqlite3.Connection, invocation_id: str, number: int, messages: bytes, boundary: EventId
+) -> None:
+    """Write a completed turn; one that is there already stays.
+
+    Raises:
+        ValueError: The turn would be completed before its events are stored: a takeover would lose them.
+    """
+    stored = fence(db, invocation_id)
+    if stored is None or boundary.attempt != stored.attempt or not 1 <= boundary.seq <= stored.stored_seq:
+        raise ValueError(f"the boundary {boundary} of turn {number} is not a stored event of this attempt")
+    db.execute(
+        "INSERT INTO turns (invocation_id, number, messages, boundary_attempt, boundary_seq)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (invocation_id, number, messages, *boundary),
+    )
+
+
+def turns(db: sqlite3.Connection, invocation_id: str) -> tuple[Turn, ...]:
+    """Return the completed turns, in order."""
+    return tuple(
+        Turn(number, messages, EventId(attempt, seq))
+        for number, messages, attempt, seq in db.execute(
+            "SELECT number, messages, boundary_attempt, boundary_seq FROM turns WHERE invocation_id = ?"
+            " ORDER BY number",
+            (invocation_id,),
+        )
+    )
+
+
+def end(db: sqlite3.Connection, invocation_id: str, state: State, block: Block, now_ms: int) -> None:
+    """Write the terminal state; the last event of `block`, stored already, is the terminal one."""
+    db.execute(
+        "UPDATE invocations SET state = ?, terminal = ?, finished_at_ms = ?, updated_at_ms = ?"
+        " WHERE invocation_id = ?",
+        (state, block.events[-1], now_ms, now_ms, invocation_id),
+    )
+    db.execute(
+        "UPDATE attempts SET granted_seq = ? WHERE invocation_id = ? AND number = ?",
+        (block.last.seq, invocation_id, block.attempt),
+    )
+
+
+def purge_invocations(db: sqlite3.Connection, finished_before_ms: int) -> int:
+    """Delete some ended invocations with all that is theirs but the usage records; returns how many."""
+    return db.execute(
+        "DELETE FROM invocations WHERE invocation_id IN ("
+        "SELECT invocation_id FROM invocations WHERE finished_at_ms < ? LIMIT ?)",
+        (finished_before_ms, _PURGE_ROWS),
+    ).rowcount
+
+
+def purge_expired(db: sqlite3.Connection, now_ms: int) -> int:
+    """Delete some buckets, months and leases that nothing reads any more; returns how many.
+
+    An invocation whose owner has no lease counts as one whose owner's lease has expired.
+    """
+    bucket, month = oldest_kept(now_ms)
+    periods = db.execute(
+        "DELETE FROM usage WHERE (user_id, period_id) IN (SELECT user_id, period_id FROM usage"
+        " WHERE period_id >= ? AND period_id < ? OR period_id >= ? AND period_id < ? LIMIT ?)",
+        (BUCKET_PREFIX, bucket, MONTH_PREFIX, month, _PURGE_ROWS),
+    ).rowcount
+    leases = db.execute("DELETE FROM leases WHERE expires_at_ms <= ?", (now_ms,)).rowcount
+    return periods + leases

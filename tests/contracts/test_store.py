@@ -1,0 +1,325 @@
+"""The store's port, over every implementation: records, endings, leases and takeover.
+
+Its siblings: `test_store_quota` (admission), `test_store_settlement`, `test_store_events` and
+`test_store_model`.
+"""
+
+import asyncio
+
+import pytest
+
+from service.errors import Fenced, StoreUnavailable
+from service.events import START, Block, EventId
+from service.invocations import Attempt, State, Usage
+from service.stores import Account, Claim, Ending, Store, Turn, Window
+from tests.contracts.store_cases import (
+    COMPLETED,
+    DAY_MS,
+    FAILED,
+    HOUR_MS,
+    LIMITS,
+    NOW,
+    ROOMY,
+    block,
+    ending,
+    entry,
+    hold,
+    new,
+    running,
+    settlement,
+)
+
+# ------------------------------------------------------------ records
+
+
+async def test_a_created_invocation_is_the_record_that_is_loaded(store: Store) -> None:
+    created = await store.create_invocation(new(), LIMITS, NOW)
+
+    assert created == running()
+    assert await store.load_invocation("inv_1") == running()
+
+
+async def test_an_unknown_invocation_is_none(store: Store) -> None:
+    assert await store.load_invocation("inv_1") is None
+
+
+async def test_creating_again_with_the_same_id_returns_what_there_is_and_holds_once(store: Store) -> None:
+    await store.create_invocation(new(tokens=600), LIMITS, NOW)
+
+    again = await store.create_invocation(new(tokens=600), LIMITS, NOW + 1)
+
+    assert again == running()
+    account = await store.account("user-1", NOW + 1)
+    assert (account.reserved_tokens, account.running) == (600, 1)
+
+
+async def test_an_id_never_shows_another_principals_invocation(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    with pytest.raises(ValueError, match="another invocation's id"):
+        await store.create_invocation(new(sub="user-2"), LIMITS, NOW)
+
+
+async def test_the_list_is_of_one_principal_and_runtime_newest_first(store: Store) -> None:
+    for number in (1, 2, 3):
+        await store.create_invocation(new(number), ROOMY, NOW + number)
+    await store.create_invocation(new(4, sub="user-2"), ROOMY, NOW)
+    await store.create_invocation(new(5, runtime="research"), ROOMY, NOW)
+
+    listed = await store.list_invocations("user-1", "writer", before=None, limit=10)
+
+    assert listed == [running(number, at_ms=NOW + number) for number in (3, 2, 1)]
+
+
+async def test_pages_of_the_list_follow_each_other_also_within_one_millisecond(store: Store) -> None:
+    for number in range(1, 6):
+        await store.create_invocation(new(number), ROOMY, NOW)
+
+    pages, before = [], None
+    for _ in range(3):
+        page = await store.list_invocations("user-1", "writer", before=before, limit=2)
+        pages.append([record.invocation_id for record in page])
+        before = page[-1].invocation_id
+
+    assert pages == [["inv_5", "inv_4"], ["inv_3", "inv_2"], ["inv_1"]]
+    assert await store.list_invocations("user-1", "writer", before="inv_1", limit=2) == []
+
+
+async def test_nothing_is_listed_before_an_invocation_that_is_not_there(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    assert await store.list_invocations("user-1", "writer", before="inv_9", limit=2) == []
+
+
+# ------------------------------------------------------------ endings
+
+
+async def test_finish_writes_the_last_events_the_settlement_and_the_state_at_once(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+    await store.append_events([entry(1, 3)], NOW)
+
+    ended = await store.finish(ending(1, 4, settlement()), NOW + 9)
+
+    assert ended == await store.load_invocation("inv_1")
+    assert (ended.state, ended.attempts, ended.last) == (
+        State.COMPLETED,
+        (Attempt(1, EventId(1, 4)),),
+        (1, 4),
+    )
+    assert (ended.terminal, ended.finished_at_ms, ended.updated_at_ms) == (COMPLETED, NOW + 9, NOW + 9)
+    assert ended.usage == Usage(30, 20, 5, 10)
+    assert await store.read_events("inv_1", START, limit_bytes=10**6) == [
+        block(1, 3),
+        Block(1, 4, (COMPLETED,)),
+    ]
+    month_ends_ms = NOW + 9 * DAY_MS + 7 * HOUR_MS + 20 * 60_000
+    assert await store.account("user-1", NOW + 9) == Account(
+        (
+            Window("daily", 86_400, 60, NOW + 600_000 + DAY_MS),
+            Window("monthly", 30 * 86_400, 60, month_ends_ms),
+        ),
+        reserved_tokens=0,
+        running=0,
+    )
+
+
+async def test_finishing_again_returns_the_record_and_counts_nothing_twice(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+    ended = await store.finish(ending(1, 1, settlement()), NOW)
+
+    again = await store.finish(ending(1, 1, settlement()), NOW + 5)
+
+    assert again == ended
+    assert (await store.account("user-1", NOW)).windows[0].used_tokens == 60
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ending(1, 1, state=State.CANCELLED),
+        ending(1, 1, state=State.FAILED, terminal=FAILED),
+        ending(1, 2),
+        ending(1, 1, attempt=2),
+        ending(2),
+    ],
+    ids=["state", "event", "id", "attempt", "unknown"],
+)
+async def test_another_ending_than_the_committed_one_is_fenced(store: Store, other: Ending) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+    ended = await store.finish(ending(1, 1), NOW)
+
+    with pytest.raises(Fenced):
+        await store.finish(other, NOW)
+
+    assert await store.load_invocation("inv_1") == ended
+
+
+async def test_of_two_endings_at_once_one_is_committed(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    outcomes = await asyncio.gather(
+        store.finish(ending(1, 1), NOW),
+        store.finish(ending(1, 1, state=State.CANCELLED), NOW),
+        return_exceptions=True,
+    )
+
+    record = await store.load_invocation("inv_1")
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced", "Invocation"]
+    assert record in outcomes
+
+
+async def test_a_hold_that_is_open_at_the_end_is_settled_at_its_full_size_as_an_estimate(
+    store: Store,
+) -> None:
+    await store.create_invocation(new(tokens=100), LIMITS, NOW)
+    await store.settle(settlement(1, 1, Usage(10, 5)), NOW)
+    await store.reserve(hold(1, 2, 250, expires_at_ms=NOW + 5), LIMITS, NOW)
+
+    ended = await store.finish(ending(), NOW + 10)  # the hold has expired: it was never settled all the same
+
+    assert (ended.usage.counted_tokens, ended.usage.estimated) == (265, True)
+    account = await store.account("user-1", NOW + 10)
+    assert (account.windows[0].used_tokens, account.reserved_tokens) == (265, 0)
+
+
+async def test_an_ending_needs_a_terminal_state_and_a_terminal_event(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    for wrong in (
+        ending(1, 1, state=State.RUNNING),
+        ending(1, 1, terminal=b'{"messageStop":{}}'),
+        ending(1, 2),  # a gap
+    ):
+        with pytest.raises(ValueError):
+            await store.finish(wrong, NOW)
+
+    assert await store.load_invocation("inv_1") == running()
+
+
+# ------------------------------------------------------------ leases and takeover
+
+
+async def test_nothing_is_claimed_while_leases_are_held(store: Store) -> None:
+    await store.renew_lease("owner-1", NOW + 30_000)
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    assert await store.claim_expired("owner-2", NOW + 29_999, limit=10) == []
+
+
+async def test_an_expired_owners_invocation_is_claimed_with_all_that_a_takeover_needs(store: Store) -> None:
+    await store.renew_lease("owner-1", NOW + 30_000)
+    await store.create_invocation(new(tokens=100), LIMITS, NOW)
+    await store.append_events([entry(1, 4)], NOW)
+    first = settlement(1, 1, Usage(10, 5), messages=b"[1]", boundary=EventId(1, 6))
+    await store.settle(first, NOW, block(5, 6))
+    await store.reserve(hold(1, 2, 300), LIMITS, NOW)
+    await store.append_events([entry(7, 9)], NOW)
+
+    claims = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
+
+    taken = await store.load_invocation("inv_1")
+    assert taken is not None
+    assert claims == [Claim(taken, b'{"prompt":"hi"}', (Turn(1, b"[1]", EventId(1, 6)),), (hold(1, 2, 300),))]
+    assert taken.attempts == (Attempt(1, EventId(1, 6)), Attempt(2))
+    assert (taken.state, taken.updated_at_ms, taken.usage) == (State.RUNNING, NOW + 30_000, Usage(10, 5))
+
+
+@pytest.mark.parametrize(("stored", "granted"), [(5, 1), (1, 1), (0, 0)])
+async def test_without_a_completed_turn_the_dead_attempt_is_granted_its_first_event(
+    store: Store, stored: int, granted: int
+) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+    await store.append_events([entry(1, stored)], NOW)
+
+    (claim,) = await store.claim_expired("owner-2", NOW, limit=10)
+
+    assert claim.invocation.attempts == (Attempt(1, EventId(1, granted)), Attempt(2))
+
+
+async def test_a_second_takeover_grants_the_turns_of_its_own_attempt_only(store: Store) -> None:
+    await store.create_invocation(new(), LIMITS, NOW)
+    done = settlement(messages=b"[1]", boundary=EventId(1, 2))
+    await store.settle(done, NOW, block(1, 2))
+    await store.claim_expired("owner-2", NOW, limit=10)
+    await store.append_events([entry(1, 3, attempt=2)], NOW)
+
+    (claim,) = await store.claim_expired("owner-3", NOW, limit=10)
+
+    assert claim.invocation.attempts == (Attempt(1, EventId(1, 2)), Attempt(2, EventId(2, 1)), Attempt(3))
+    assert claim.turns == (Turn(1, b"[1]", EventId(1, 2)),)
+
+
+async def test_claims_are_limited_oldest_first_and_never_of_what_has_ended_or_is_ones_own(
+    store: Store,
+) -> None:
+    for number in (3, 2, 1, 4, 5):
+        owner = "owner-2" if number == 4 else "owner-1"
+        await store.create_invocation(new(number, owner=owner), ROOMY, NOW - number)
+    await store.finish(ending(5), NOW)
+
+    claimed = [
+        [claim.invocation.invocation_id for claim in await store.claim_expired("owner-2", NOW, limit=2)]
+        for _ in range(3)
+    ]
+
+    assert claimed == [["inv_3", "inv_2"], ["inv_1"], []]
+
+
+async def test_a_lease_can_be_given_back_and_renewed(store: Store) -> None:
+    await store.renew_lease("owner-1", NOW + 30_000)
+    await store.create_invocation(new(), LIMITS, NOW)
+
+    await store.renew_lease("owner-1", NOW + 60_000)
+    held = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
+    await store.renew_lease("owner-1", 0)
+    given_back = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
+
+    assert (len(held), len(given_back)) == (0, 1)
+
+
+async def test_two_owners_that_race_never_claim_the_same_attempt(store: Store) -> None:
+    await store.renew_lease("owner-2", NOW + HOUR_MS)
+    await store.renew_lease("owner-3", NOW + HOUR_MS)
+    for number in range(20):
+        await store.create_invocation(new(number), ROOMY, NOW)
+
+    rounds = [store.claim_expired(owner, NOW, limit=3) for owner in ("owner-2", "owner-3") * 10]
+    claims = [claim for claimed in await asyncio.gather(*rounds) for claim in claimed]
+
+    assert sorted(claim.invocation.invocation_id for claim in claims) == sorted(f"inv_{n}" for n in range(20))
+    assert {claim.invocation.attempt for claim in claims} == {2}
+
+
+async def test_nothing_that_a_fenced_out_attempt_writes_is_kept_but_what_it_spent(store: Store) -> None:
+    await store.create_invocation(new(tokens=100), LIMITS, NOW)
+    await store.append_events([entry(1, 2)], NOW)
+    await store.claim_expired("owner-2", NOW, limit=1)
+    done = settlement(1, 1, Usage(10, 5), messages=b"[1]", boundary=EventId(1, 2))
+
+    assert await store.append_events([entry(3, 4)], NOW) == {"inv_1"}
+    with pytest.raises(Fenced):
+        await store.reserve(hold(1, 2, 10), LIMITS, NOW)
+    with pytest.raises(Fenced):
+        await store.settle(done, NOW)
+    with pytest.raises(Fenced):
+        await store.finish(ending(1, 3), NOW)
+
+    assert await store.read_events("inv_1", START, limit_bytes=10**6) == [block(1, 1)]
+    (claim,) = await store.claim_expired("owner-3", NOW, limit=1)
+    assert (claim.turns, claim.open_holds) == ((), ())  # the usage was settled, the turn was not written
+    assert (await store.account("user-1", NOW)).windows[0].used_tokens == 0  # a dead attempt's: not charged
+
+
+# ------------------------------------------------------------ the end of the store
+
+
+async def test_what_was_called_before_the_close_is_done_and_later_calls_are_refused(store: Store) -> None:
+    calls = [asyncio.ensure_future(store.create_invocation(new(n), ROOMY, NOW)) for n in range(5)]
+    await asyncio.sleep(0)
+
+    await store.aclose()
+    await store.aclose()
+
+    assert await asyncio.gather(*calls) == [running(number) for number in range(5)]
+    with pytest.raises(StoreUnavailable):
+        await store.load_invocation("inv_1")
