@@ -37,6 +37,7 @@ SESSION_HEADER: Final = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 # AgentCore takes 33 to 256 characters: https://docs.aws.amazon.com/bedrock-agentcore/latest/APIReference/API_InvokeAgentRuntime.html
 # Shorter ones do no harm here.
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
+_REFUSED: Final = re.compile(r"q\s*=\s*0(\.0*)?")
 _INVOCATION_ID: Final = re.compile(r"inv_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 RESULT_LIMIT_BYTES: Final = 1024 * 1024
@@ -67,10 +68,14 @@ async def submit(request: Request) -> Response:
     wire = SSE if detached else _wire_of(request)
     session_id = _session_id(request)
     service.runner.check_room()
+    if not detached:
+        service.follow.check_room(principal.sub)
     submission = parse_submission(await _json_body(request), runtime)
-    invocation, given = await service.admission.admit(principal, runtime, submission, session_id)
+    with service.runner.room():
+        invocation, given = await service.admission.admit(principal, runtime, submission, session_id)
+        limits = service.catalog.limits_of(principal.groups)
+        attempt = service.runner.start(invocation, given, runtime, limits)
     _note(request, invocation_id=invocation.invocation_id)
-    attempt = service.runner.start(invocation, given, runtime, service.catalog.limits_of(principal.groups))
     headers = {"Location": views.location(invocation)} | ({SESSION_HEADER: session_id} if session_id else {})
     if detached:
         return _json(views.record(invocation), 202, headers | {"Preference-Applied": "respond-async"})
@@ -79,7 +84,7 @@ async def submit(request: Request) -> Response:
     except HeadraceError as refusal:
         refusal.extra |= {"instance": views.location(invocation), "invocationId": invocation.invocation_id}
         raise
-    return EventStream(service, invocation, START, wire, principal, headers)
+    return EventStream(service, invocation, START, wire, principal, headers, checked=True)
 
 
 async def follow(request: Request) -> Response:
@@ -159,12 +164,14 @@ async def ready(request: Request) -> Response:
     return _json({"ready": is_ready}, 200 if is_ready else 503)
 
 
+_EVENTS: Final = Route("/runtimes/{runtime_id}/invocations/{invocation_id}/events", follow, methods=["GET"])
+_EVENTS.methods = {"GET"}  # Starlette adds HEAD, and a HEAD must not hold a reader open
 ROUTES: Final = (
     Route("/runtimes", list_runtimes, methods=["GET"]),
     Route("/runtimes/{runtime_id}/invocations", submit, methods=["POST"]),
     Route("/runtimes/{runtime_id}/invocations", list_invocations, methods=["GET"]),
     Route("/runtimes/{runtime_id}/invocations/{invocation_id}", show, methods=["GET"]),
-    Route("/runtimes/{runtime_id}/invocations/{invocation_id}/events", follow, methods=["GET"]),
+    _EVENTS,
     Route("/usage", usage, methods=["GET"]),
     Route("/ping", ping, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
@@ -182,8 +189,11 @@ class EventStream(Response):
         wire: Wire,
         principal: Principal,
         headers: Mapping[str, str],
+        *,
+        checked: bool = False,
     ) -> None:
         self._service = service
+        self._checked = checked
         self._invocation = invocation
         self._cursor = cursor
         self._wire = wire
@@ -197,7 +207,11 @@ class EventStream(Response):
         task = cast("asyncio.Task[None]", asyncio.current_task())
         abort = scope.get("extensions", {}).get(ABORT, task.cancel)
         opened = self._service.follow.reader(
-            self._invocation, self._cursor, self._wire, token_expires_at_s=self._expires_at_s
+            self._invocation,
+            self._cursor,
+            self._wire,
+            token_expires_at_s=self._expires_at_s,
+            checked=self._checked,
         )
         async with opened as reader:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -245,10 +259,10 @@ async def _own_invocation(request: Request) -> tuple[Principal, Invocation]:
 
 def _wire_of(request: Request) -> Wire:
     """Choose the format from `Accept`: SSE unless NDJSON is asked for."""
-    accepted = [
-        part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")
-    ]
-    for media_type in accepted:
+    for part in request.headers.get("accept", "*/*").lower().split(","):
+        media_type, *parameters = (text.strip() for text in part.split(";"))
+        if any(_REFUSED.fullmatch(parameter) for parameter in parameters):
+            continue
         if media_type in (SSE.media_type, "*/*", "text/*", ""):
             return SSE
         if media_type in (NDJSON.media_type, "application/*"):

@@ -10,7 +10,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from service.admission import Admission
 from service.api import ROUTES, SESSION_HEADER, Service
-from service.config import MAX_BODY_BYTES, Catalog, ConfigError, Settings
+from service.config import Catalog, ConfigError, RuntimeConfig, Settings
 from service.errors import StoreUnavailable
 from service.follow import Follow
 from service.identity import Identity
@@ -109,9 +109,17 @@ class Adapters:
 
 
 def create_app(
-    settings: Settings, catalog: Catalog, *, drain: Drain | None = None, adapters: Adapters | None = None
+    settings: Settings,
+    catalog: Catalog,
+    *,
+    drain: Drain | None = None,
+    adapters: Adapters | None = None,
+    on_config_error: Callable[[ConfigError], None] | None = None,
 ) -> ASGIApp:
     """Build the ASGI application; nothing is opened before its lifespan starts.
+
+    A fault that only opening shows (the store's file, the region) goes to `on_config_error` and fails the
+    start.
 
     Raises:
         ConfigError: A runtime's tools can't be loaded.
@@ -123,32 +131,16 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            yield {"service": await _open(stack, settings, catalog, tools, drain, adapters)}
+            try:
+                service = await _open(stack, settings, catalog, tools, drain, adapters)
+            except ConfigError as error:
+                if on_config_error is not None:
+                    on_config_error(error)
+                raise
+            yield {"service": service}
 
     inner = [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=[
-                "Authorization",
-                "Content-Type",
-                "Idempotency-Key",
-                "Last-Event-ID",
-                "Prefer",
-                "X-Request-Id",
-                SESSION_HEADER,
-            ],
-            expose_headers=[
-                "Location",
-                "RateLimit",
-                "RateLimit-Policy",
-                "Retry-After",
-                "X-Request-Id",
-                SESSION_HEADER,
-            ],
-            max_age=600,
-        ),
+        _cors(settings.cors_origins),
         Middleware(BodyLimit, limit_of=_limit_of(catalog), all_bytes=catalog.service.bodies_being_read_bytes),
     ]
     starlette = Starlette(
@@ -156,6 +148,33 @@ def create_app(
     )
     starlette.router.redirect_slashes = False  # its URL would lack the stage, and believe the Host header
     return Envelope(Paths(starlette), adapters.telemetry.request_finished)
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    """Let web pages of these origins call, and see what a client needs."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "Last-Event-ID",
+            "Prefer",
+            "X-Request-Id",
+            SESSION_HEADER,
+        ],
+        expose_headers=[
+            "Location",
+            "RateLimit",
+            "RateLimit-Policy",
+            "Retry-After",
+            "X-Request-Id",
+            SESSION_HEADER,
+        ],
+        max_age=600,
+    )
 
 
 async def _open(
@@ -185,22 +204,21 @@ async def _open(
     await identity.start()
     store = await stack.enter_async_context(adapters.open_store(settings.store))
     model = await stack.enter_async_context(adapters.open_upstream(catalog))
-    runtimes: dict[str, Runtime] = {
-        runtime.name: ConverseRuntime(runtime, model, tools[runtime.name])
-        for runtime in catalog.runtimes.values()
-    }
+    runtimes = {name: _runtime(config, model, tools[name]) for name, config in catalog.runtimes.items()}
     runner = Runner(
         store, runtimes, config, now_ms=now_ms, on_attempt_finished=adapters.telemetry.attempt_finished
     )
     follow = Follow(store, runner.own_log, config, loop.time, adapters.now_s)
-    leases = Leases(store, owner=owner, lease_s=config.lease_s, now_ms=now_ms)
+    leases = Leases(
+        store, owner=owner, lease_s=config.lease_s, now_ms=now_ms, running=lambda: runner.running_ids
+    )
     admission = Admission(
         store, catalog, runtimes, owner=owner, now_ms=now_ms, new_invocation_id=new_invocation_id
     )
     await leases.renew()
     background = _Background()
     stack.push_async_callback(background.aclose)
-    for forever in (runner.commit.run, follow.wheel.run, leases.keep, identity.refresh_forever):
+    for forever in (runner.commit.run, follow.wheel.run, leases.keep, leases.watch, identity.refresh_forever):
         background.start(forever())
     background.start(_purge_forever(store, config.retention_s, now_ms))
     drain.steps = [follow.drain, partial(runner.drain, config.drain_s)]
@@ -216,6 +234,10 @@ async def _open(
         is_ready=lambda: identity.ready and not drain.is_on,
         now_ms=now_ms,
     )
+
+
+def _runtime(config: RuntimeConfig, model: Model, tools: Tools) -> Runtime:
+    return ConverseRuntime(config, model, tools)
 
 
 async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:
@@ -256,9 +278,7 @@ def _limit_of(catalog: Catalog) -> Callable[[str], int]:
     """Return the body limit of a path: its runtime's, else the service's."""
     standard_bytes = catalog.service.body_limit_bytes
     limits = {
-        f"/runtimes/{runtime.name}/invocations": min(
-            runtime.body_limit_bytes or standard_bytes, MAX_BODY_BYTES
-        )
+        f"/runtimes/{runtime.name}/invocations": runtime.body_limit_bytes or standard_bytes
         for runtime in catalog.runtimes.values()
     }
     return lambda path: limits.get(path, standard_bytes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from service.config_reader import Reader
 
@@ -75,7 +75,7 @@ class Settings:
             faults.append(f"HEADRACE_PORT must be a number from 0 to 65535, not {port!r}")
         origins = _comma_separated(given.get("CORS_ORIGINS", ""))
         for origin in origins:
-            parts = urlsplit(origin)
+            parts = _split(origin)
             if origin != f"{parts.scheme}://{parts.netloc}" or parts.scheme not in ("http", "https"):
                 faults.append(
                     f"HEADRACE_CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com"
@@ -101,8 +101,15 @@ def _comma_separated(text: str) -> tuple[str, ...]:
     return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as "https://[": no URL at all
+        return urlsplit("")
+
+
 def _url_fault(value: str) -> str | None:
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme == "https" and parts.netloc:
         return None
     if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"):

@@ -70,6 +70,11 @@ class HeadraceError(Exception):
         self.retry_after_s = retry_after_s
         self.extra: dict[str, Any] = dict(extra or {})
 
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.retryable
+
     def problem(self, **members: Any) -> dict[str, Any]:
         """Return the RFC 9457 problem document; `members` come last (`instance`, `invocationId`)."""
         document: dict[str, Any] = {
@@ -80,7 +85,7 @@ class HeadraceError(Exception):
         }
         if self.detail:
             document["detail"] = self.detail
-        if self.retryable:
+        if self.is_retryable:
             document["retryable"] = True
         return document | self.extra | members
 
@@ -138,6 +143,11 @@ class QuotaExceeded(Rejected):
     code, status = "quota-exceeded", 429
     title = "The token quota is used up"
     retryable = True
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether time makes room; a call that is larger than the whole quota never fits."""
+        return self.retry_after_s is not None
 
 
 class ConcurrencyExceeded(Rejected):

@@ -136,6 +136,11 @@ def split(blob: bytes) -> tuple[bytes, ...]:
     return tuple(blob.split(b"\n"))
 
 
+def whole(text: str) -> str:
+    """Make the halves of a character that came in two deltas one; a half that is alone is replaced."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def answer_text(events: Iterable[bytes]) -> str:
     """Concatenate the text deltas of events, in order: the record's `result`, parsed only when asked for."""
     parts: list[str] = []

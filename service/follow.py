@@ -16,7 +16,7 @@ from typing import Final
 
 from service.config import ServiceConfig
 from service.errors import Draining, InvalidCursor, Overloaded, StoreUnavailable, TooManyReaders
-from service.events import START, EventId, is_terminal
+from service.events import EventId, is_terminal
 from service.invocations import Invocation
 from service.log import Log
 from service.readers import PIECE_BYTES, Pace, Reader, Wheel
@@ -58,14 +58,10 @@ class Follow:
     def open_readers(self) -> int:
         return len(self._readers)
 
-    @asynccontextmanager
-    async def reader(
-        self, invocation: Invocation, cursor: EventId, wire: Wire, *, token_expires_at_s: float
-    ) -> AsyncIterator[Reader]:
-        """Open a reader of an invocation from a cursor; leaving the block forgets it.
+    def check_room(self, sub: str) -> None:
+        """Refuse a further reader before anything is done for it.
 
         Raises:
-            InvalidCursor: The cursor was never issued by this invocation.
             TooManyReaders: The principal has `readers_per_principal` open here.
             Overloaded, Draining: This process takes no further reader.
         """
@@ -73,10 +69,34 @@ class Follow:
             raise Draining("Follow again in a moment: another process answers.", retry_after_s=1)
         if len(self._readers) >= self._config.open_readers:
             raise Overloaded("Too many streams are open here: try again.", retry_after_s=1)
-        if self._by_principal[invocation.sub] >= self._config.readers_per_principal:
+        if self._by_principal[sub] >= self._config.readers_per_principal:
             raise TooManyReaders("Close one of your streams, then try again.", retry_after_s=5)
-        log = self._log_of(invocation)
+
+    @asynccontextmanager
+    async def reader(
+        self,
+        invocation: Invocation,
+        cursor: EventId,
+        wire: Wire,
+        *,
+        token_expires_at_s: float,
+        checked: bool = False,
+    ) -> AsyncIterator[Reader]:
+        """Open a reader of an invocation from a cursor; leaving the block forgets it.
+
+        `checked` says that `check_room` let this reader in before: the reader of a submission is refused
+        before its invocation is admitted, or not at all.
+
+        Raises:
+            InvalidCursor: The cursor was never issued by this invocation.
+            TooManyReaders, Overloaded, Draining: As `check_room`.
+        """
+        if not checked:
+            self.check_room(invocation.sub)
+        log = self._known_log(invocation)
         check_cursor(cursor, invocation, log)
+        if log is None:
+            log = self._polled_log(invocation)
         reader = Reader(
             invocation.invocation_id,
             log,
@@ -88,10 +108,12 @@ class Follow:
             self._deadline(token_expires_at_s),
         )
         poll = self._polls.get(invocation.invocation_id)
-        if poll is not None:
+        if poll is not None and poll.log is log:
             poll.readers += 1
         self._readers.add(reader)
         self._by_principal[invocation.sub] += 1
+        if self._draining:
+            reader.close("drain")
         try:
             yield reader
         finally:
@@ -99,7 +121,7 @@ class Follow:
             self._by_principal[invocation.sub] -= 1
             if not self._by_principal[invocation.sub]:
                 del self._by_principal[invocation.sub]
-            self._unfollow(invocation.invocation_id)
+            self._unfollow(invocation.invocation_id, log)
 
     async def drain(self) -> None:
         """Take no further reader; end the open ones with `reconnect`, spread so that they don't stampede."""
@@ -115,15 +137,26 @@ class Follow:
         token = (now + token_expires_at_s - self._now_s() + TOKEN_GRACE_S, "token-expired")
         return min(segment, token)
 
-    def _log_of(self, invocation: Invocation) -> Log:
+    def _known_log(self, invocation: Invocation) -> Log | None:
+        """Return the log of an invocation that runs here or has ended; None if it runs elsewhere."""
         own = self._own_log(invocation.invocation_id)
-        if own is not None:
+        if own is not None or invocation.last is None:
             return own
-        if invocation.last is not None:
-            return Log(head=invocation.last, ended=True)
+        log = Log(head=invocation.last, ended=True, started_at=self._started_at(invocation))
+        log.phase = "replay"
+        return log
+
+    def _started_at(self, invocation: Invocation) -> float:
+        return self._clock() - (self._now_s() - invocation.created_at_ms / 1000)
+
+    def _polled_log(self, invocation: Invocation) -> Log:
+        """Return the log of an invocation that runs elsewhere: that of its poll, which begins at the start.
+
+        A reader with a cursor skips what it has; a poll that began at a cursor would believe the caller.
+        """
         poll = self._polls.get(invocation.invocation_id)
         if poll is None:
-            log = Log(started_at=self._clock() - (self._now_s() * 1000 - invocation.created_at_ms) / 1000)
+            log = Log(started_at=self._started_at(invocation))
             log.phase, log.elsewhere = "elsewhere", True
             task = asyncio.get_running_loop().create_task(self._poll(invocation.invocation_id, log))
             poll = self._polls[invocation.invocation_id] = _Poll(log, task)
@@ -139,16 +172,22 @@ class Follow:
             except StoreUnavailable:
                 logger.warning("poll waits for the store", extra={"invocation_id": invocation_id})
                 blocks = []
+            except Exception:  # the edge of the poll: its readers are sent on instead of waiting in vain
+                logger.exception("poll failed", extra={"invocation_id": invocation_id})
+                log.fenced = True
+                return
             for block in blocks:
                 log.mark_stored(block.last)
                 log.publish(block, ended=is_terminal(block.events[-1]))
-            wait_s = shortest_s if blocks else min(wait_s * 1.5, longest_s)
-            if not log.ended:
+            if blocks:  # there may be more: a poll that begins has the whole log to read
+                wait_s = shortest_s
+            elif not log.ended:
                 await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 1.5, longest_s)
 
-    def _unfollow(self, invocation_id: str) -> None:
+    def _unfollow(self, invocation_id: str, log: Log) -> None:
         poll = self._polls.get(invocation_id)
-        if poll is not None:
+        if poll is not None and poll.log is log:  # else the reader had the log of an attempt that ran here
             poll.readers -= 1
             if not poll.readers:
                 poll.task.cancel()
@@ -164,16 +203,16 @@ class _Poll:
     readers: int = 0
 
 
-def check_cursor(cursor: EventId, invocation: Invocation, log: Log) -> None:
+def check_cursor(cursor: EventId, invocation: Invocation, log: Log | None) -> None:
     """Refuse a cursor that was never issued.
 
     A closed attempt may have issued more than it was granted, so any cursor of it is taken; so is one of an
-    attempt that runs elsewhere, whose newest id is not known here. Else the newest id is known.
+    attempt that runs elsewhere (`log` None), whose newest id is not known here. Else the newest id is known.
 
     Raises:
         InvalidCursor: It is beyond what was issued.
     """
-    newest = EventId(invocation.attempt, sys.maxsize) if log.elsewhere else max(log.head, START)
+    newest = EventId(invocation.attempt, sys.maxsize) if log is None else log.head
     if cursor > newest and cursor.attempt >= invocation.attempt:
-        shown = f"{invocation.attempt}.x" if log.elsewhere else str(newest)
+        shown = f"{invocation.attempt}.x" if log is None else str(newest)
         raise InvalidCursor(f"The newest event has the id {shown}: send the last id that you received.")

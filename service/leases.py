@@ -3,13 +3,13 @@
 One lease per process, renewed every third of its length. A process that finds an expired lease claims its
 invocations with a higher attempt number: what the dead attempt held is settled as an estimate (on the
 deployment's account, not the caller's quota), and the invocation ends with `interrupted`, so that no log is
-left open. `app` runs `Leases.keep`.
+left open. The same happens to invocations of its own that it does not run. `app` runs `keep` and `watch`.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -27,18 +27,36 @@ CLAIMS_AT_ONCE: Final = 16
 class Leases:
     """The lease of one process."""
 
-    def __init__(self, store: Store, *, owner: str, lease_s: float, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        owner: str,
+        lease_s: float,
+        now_ms: Callable[[], int],
+        running: Callable[[], Collection[str] | None] = lambda: None,
+    ) -> None:
         self._store = store
         self._owner = owner
         self._lease_s = lease_s
         self._now_ms = now_ms
+        self._running = running
 
     async def keep(self) -> None:
-        """Renew the lease and look for expired ones, for ever."""
+        """Renew the lease, for ever."""
         while True:
             await self.renew()
-            await self.claim_expired()
-            await asyncio.sleep(self._lease_s / 3 * random.uniform(0.8, 1.0))  # noqa: S311 (jitter)
+            await self._rest()
+
+    async def watch(self) -> None:
+        """Look for what nobody runs any more, for ever; apart from `keep`, which must not wait."""
+        while True:
+            while await self.claim_expired() == CLAIMS_AT_ONCE:
+                pass  # there may be more
+            await self._rest()
+
+    async def _rest(self) -> None:
+        await asyncio.sleep(self._lease_s / 3 * random.uniform(0.8, 1.0))  # noqa: S311 (jitter)
 
     async def renew(self) -> None:
         """Prolong the lease; with a store that is down, the next round tries again."""
@@ -54,28 +72,33 @@ class Leases:
         except StoreUnavailable:
             logger.warning("lease not given back")
 
-    async def claim_expired(self) -> None:
-        """Claim what dead processes left, and end it."""
+    async def claim_expired(self) -> int:
+        """Claim what nobody runs any more, and end it; returns how many, at most `CLAIMS_AT_ONCE`."""
         try:
-            claims = await self._store.claim_expired(self._owner, self._now_ms(), limit=CLAIMS_AT_ONCE)
+            claims = await self._store.claim_expired(
+                self._owner, self._now_ms(), limit=CLAIMS_AT_ONCE, running=self._running()
+            )
         except StoreUnavailable:
             logger.warning("no look for expired leases")
-            return
+            return 0
         for claim in claims:
-            finish = partial(self._store.finish, _interrupted(claim), self._now_ms())
+            fields = {"invocation_id": claim.invocation.invocation_id}
             try:
-                await persist(finish)
+                await persist(partial(self._store.finish, _interrupted(claim), self._now_ms()))
             except Fenced:  # this process stalled in between, and its claim was claimed in turn
-                logger.warning("claim fenced", extra={"invocation_id": claim.invocation.invocation_id})
+                logger.warning("claim fenced", extra=fields)
+            except Exception:  # the edge of one claim: the others must not wait for it
+                logger.exception("claim could not be ended", extra=fields)
             else:
-                logger.warning("interrupted", extra={"invocation_id": claim.invocation.invocation_id})
+                logger.warning("interrupted", extra=fields)
+        return len(claims)
 
 
 def _interrupted(claim: Claim) -> Ending:
     """Return the ending of an invocation whose process died."""
     invocation = claim.invocation
     restarted = {"attempt": invocation.attempt, "rewindTo": str(invocation.attempts[-2].last)}
-    failure = Interrupted("Submit it again; the log has what was produced until then.")
+    failure = Interrupted("Submit it again.")
     problem = failure.problem(
         instance=f"/runtimes/{invocation.runtime_id}/invocations/{invocation.invocation_id}",
         invocationId=invocation.invocation_id,

@@ -52,12 +52,12 @@ def input_bound_tokens(
 
 def _block_bound_tokens(block: Mapping[str, Any]) -> int:
     if "text" in block:
-        return len(block["text"].encode())
+        return len(block["text"].encode(errors="surrogatepass"))
     if "image" in block:
         return IMAGE_CEILING_TOKENS
     if "document" in block:
         return DOCUMENT_CEILING_TOKENS
-    return len(json.dumps(block, ensure_ascii=False).encode())
+    return len(json.dumps(block, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 def reported_usage(metadata: bytes) -> Usage | None:
@@ -135,9 +135,7 @@ class AttemptLedger:
     async def settle(self, turn: int, usage: Usage) -> None:
         """Settle a turn now, and store the events so far with it."""
         settlement = self._note(turn, usage)
-        block = await self._pen.take()
-        await persist(lambda: self._store.settle(settlement, self._now_ms(), block))
-        self._pen.mark_stored(block)
+        await self._persist_with_events(settlement)
         self._settled[turn] = self._unwritten.pop(turn)
 
     def settle_at_end(self, turn: int, usage: Usage) -> None:
@@ -150,13 +148,21 @@ class AttemptLedger:
         Raises:
             Fenced: Another attempt has taken over.
         """
-        block = await self._pen.take()
         completed = replace(
             self._settled[turn],
-            messages=json.dumps(messages, ensure_ascii=False).encode(),
+            messages=json.dumps(messages).encode(),  # in ASCII: a tool's input may escape half a character
             boundary=self._pen.log.head,
         )
-        await persist(lambda: self._store.settle(completed, self._now_ms(), block))
+        await self._persist_with_events(completed)
+
+    async def _persist_with_events(self, settlement: Settlement) -> None:
+        """Write a settlement and the events so far; if that is cut short, the ending has the events."""
+        block = await self._pen.take()
+        try:
+            await persist(lambda: self._store.settle(settlement, self._now_ms(), block))
+        except BaseException:
+            self._pen.put_back(block)
+            raise
         self._pen.mark_stored(block)
 
     def _note(self, turn: int, usage: Usage) -> Settlement:

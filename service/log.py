@@ -168,6 +168,11 @@ class AttemptLog:
         """Take what is not stored yet out of the group commit, to store it in a larger decision."""
         return await self._commit.take(self._invocation_id)
 
+    def put_back(self, block: Block | None) -> None:
+        """Give a taken block back to the group commit: whether the larger decision stored it is not known."""
+        if block is not None:
+            self._commit.put_back(self._invocation_id, self.log, block)
+
     def mark_stored(self, block: Block | None) -> None:
         """Note that a block which was taken is stored now."""
         if block is not None:
@@ -239,6 +244,13 @@ class GroupCommit:
             self._pending_bytes -= pending.size_bytes
             _release(pending)
             return pending.block()
+
+    def put_back(self, invocation_id: str, log: Log, block: Block) -> None:
+        """Queue a taken block again, before what came since; what the store has of it already, it ignores."""
+        taken = _Pending(log, block)
+        taken.events += block.events
+        taken.size_bytes = block.size_bytes
+        self._put_back({invocation_id: taken})
 
     async def run(self) -> None:
         """Commit for ever; cancel it after the last attempt has finished."""

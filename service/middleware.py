@@ -4,6 +4,7 @@
 `BodyLimit` inside. None of it looks at response bodies; per written piece it costs one call.
 """
 
+import logging
 import re
 import time
 import uuid
@@ -14,6 +15,8 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, Overloaded
+
+logger = logging.getLogger(__name__)
 
 ROOTS: Final = frozenset({"runtimes", "usage", "ping", "ready"})
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:=-]{8,128}", re.ASCII)
@@ -62,7 +65,13 @@ class Envelope:
 
         try:
             await self._app(scope, receive, observed)
+        except Exception:  # what was answered is logged too: the server would log it once more, text and all
+            if not line["status"]:
+                raise
+            if "code" not in line:
+                logger.exception("response broke off", extra={"request_id": request_id})
         finally:
+            line["operation"] = getattr(scope.get("endpoint"), "__name__", "")
             line["duration_ms"] = round((time.perf_counter() - began_at) * 1000)
             self._request_finished(line)
 

@@ -29,9 +29,9 @@ def problem_response(request: Request, error: HeadraceError) -> Response:
     headers = {"Cache-Control": "no-store"}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 413:
-        headers["Connection"] = "close"  # the rest of the body is not read
-    if error.retry_after_s is not None or error.status in (429, 503):
+    if error.status == 413 and "expect" in request.headers:
+        headers["Connection"] = "close"  # it waits to send the body; who sends it already must not be cut off
+    if error.is_retryable and error.status in (429, 503):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s or 1))
     quota = error.extra.get("quota")
     if quota is not None:
@@ -66,7 +66,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Return what the path answers: a path may have several routes, and Starlette names the first one's only."""
+    """Return all methods of the path: it may have several routes, and Starlette names the first one's."""
     return sorted(
         method
         for route in request.app.routes

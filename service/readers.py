@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from service.errors import StoreUnavailable
 from service.events import START, Block, EventId
-from service.log import Log
+from service.log import Listener, Log
 from service.stores import Store
 from service.wire import Wire
 
@@ -50,6 +50,7 @@ class Reader:
     __slots__ = (
         "_abort",
         "_beat_at",
+        "_began",
         "_close_reason",
         "_deadline",
         "_log",
@@ -90,6 +91,7 @@ class Reader:
         self._wheel = wheel
         self._deadline = deadline
         self._beat_at = 0.0
+        self._began = False
         self._stuck_at: float | None = None
         self._close_reason: str | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -100,20 +102,21 @@ class Reader:
         """Write the whole response; return when it has ended, the peer has left, or `abort` cut it.
 
         `start` is the ASGI response start; the first body bytes leave right behind it. Afterwards `end` says
-        why: `terminal`, `disconnect`, `stuck`, or the reason of a `reconnect`.
+        why: `terminal`, `disconnect`, `stuck`, `failed`, or the reason of a `reconnect`.
         """
         self._send, self._abort = send, abort
         try:
             await send(start)
             await send({"type": "http.response.body", "body": self._wire.connected, "more_body": True})
             self._touch()
+            self._began = True
             self._wheel.add(self)
             self._advance()
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
             self.end = self.end or "disconnect"
-            self._log.detach(self._on_block)
+            self._log.detach(self._listener)
             self._wheel.remove(self)
             if self._sending is not None:
                 self._sending.cancel()
@@ -125,6 +128,18 @@ class Reader:
         self.cursor = self._log.head
         self.events_sent += len(block.events)
         self._write(self._wire.block(block), end="terminal" if self._log.ended else "")
+
+    def _on_overlapping_block(self, block: Block) -> None:
+        """Take a block of a polled log, which may repeat what this reader has."""
+        rest = block.after(self.cursor)
+        if rest.events:
+            self._write_blocks([rest])
+        elif self._log.ended:  # the cursor is beyond the end: it was never issued, or is the terminal event's
+            self._write(b"", end="terminal")
+
+    @property
+    def _listener(self) -> Listener:
+        return self._on_overlapping_block if self._log.elsewhere else self._on_block
 
     def _advance(self) -> None:
         """Write what follows the cursor, as far as the peer takes it at once; attach at the head."""
@@ -139,7 +154,7 @@ class Reader:
             if not blocks and self._log.ended:  # the cursor is the terminal event's: nothing follows
                 self._write(b"", end="terminal")
             elif not blocks:
-                self._log.attach(self._on_block)
+                self._log.attach(self._listener)
                 return
             elif not self._write_blocks(blocks):
                 return
@@ -162,6 +177,9 @@ class Reader:
         except StopIteration:
             self._touch()
             return True
+        except Exception as error:  # noqa: BLE001 - the edge: it ends this reader, never who writes the log
+            self._fail(error)
+            return False
         self._hand_over(self._finish_sending(_Begun(coroutine, waits_for)))
         return False
 
@@ -170,7 +188,14 @@ class Reader:
 
     def _finished(self, end: str) -> None:
         self.end = end
-        self._log.detach(self._on_block)
+        self._log.detach(self._listener)
+
+    def _fail(self, error: Exception) -> None:
+        """Cut this response: the reader can't go on, and must not look as if it did."""
+        logger.error("reader failed", exc_info=error, extra={"invocation_id": self.invocation_id})
+        self._stuck_at = None
+        self._finished("failed")
+        self._abort()
 
     def _reconnect(self, reason: str) -> None:
         value: dict[str, Any] = {"reason": reason}
@@ -182,14 +207,19 @@ class Reader:
 
     def _hand_over(self, work: Coroutine[Any, Any, None]) -> None:
         """Let a task do what can't be done at once; the reader is behind until it is done."""
-        self._log.detach(self._on_block)
+        self._log.detach(self._listener)
         self._stuck_at = None
         self._sending = asyncio.get_running_loop().create_task(self._behind(work))
+        # One that is cancelled before its first step never awaits `work`.
+        self._sending.add_done_callback(lambda _: work.close())
 
     async def _behind(self, work: Coroutine[Any, Any, None]) -> None:
-        await work
-        self._sending = None
-        self._advance()
+        try:
+            await work
+            self._sending = None
+            self._advance()
+        except Exception as error:  # noqa: BLE001 - the edge of this task: nobody awaits it
+            self._fail(error)
 
     async def _finish_sending(self, begun: "_Begun") -> None:
         self._stuck_at = self._wheel.now + self._pace.write_timeout_s
@@ -198,24 +228,41 @@ class Reader:
         self._touch()
 
     async def _replay(self) -> None:
-        """Read one piece from the store and send it."""
+        """Read one piece from the store and send it; heartbeats go on while the store keeps it waiting."""
+        reading = asyncio.ensure_future(self._read())
         try:
-            blocks = await self._store.read_events(self.invocation_id, self.cursor, limit_bytes=PIECE_BYTES)
-        except StoreUnavailable:
-            logger.warning("replay waits for the store", extra={"invocation_id": self.invocation_id})
-            await asyncio.sleep(STORE_RETRY_S)
+            while not reading.done() and self._close_reason is None:
+                await asyncio.wait([reading], timeout=self._wheel.tick_s)
+                if self._wheel.now >= self._beat_at:
+                    await self._send_now(self._wire.heartbeat(self._log.heartbeat(self._wheel.now)))
+        finally:
+            reading.cancel()
+        blocks = reading.result() if reading.done() else None
+        if blocks is None:
             return
-        if not blocks and self._log.ended:  # its retention ended while it was read: a reattach will be told
+        if not blocks:  # its retention ended while it was read: a reattach will be told
             self.close("segment-end")
-            return
-        if not blocks:
-            await asyncio.sleep(STORE_RETRY_S)
             return
         body = b"".join(map(self._wire.block, blocks))
         self.cursor = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
         if self._log.ended and self.cursor >= self._log.head:
             self._finished("terminal")
+        await self._send_now(body)
+
+    async def _read(self) -> list[Block] | None:
+        """Read one piece; None, after a pause, if there is none yet; `[]` if there will be none."""
+        try:
+            blocks = await self._store.read_events(self.invocation_id, self.cursor, limit_bytes=PIECE_BYTES)
+        except StoreUnavailable:
+            logger.warning("replay waits for the store", extra={"invocation_id": self.invocation_id})
+        else:
+            if blocks or self._log.ended:
+                return blocks
+        await asyncio.sleep(STORE_RETRY_S)
+        return None
+
+    async def _send_now(self, body: bytes) -> None:
         self._stuck_at = self._wheel.now + self._pace.write_timeout_s
         await self._send({"type": "http.response.body", "body": body, "more_body": not self.end})
         self._stuck_at = None
@@ -228,15 +275,16 @@ class Reader:
         return min(self._beat_at, self._deadline[0], self._stuck_at or self._beat_at)
 
     def look(self, now: float) -> None:
-        """Do what is due: heartbeat, end of the segment, cut-off of a stuck peer. Called by the wheel."""
+        """Do what is due: heartbeat, end of the segment, cut-off of a stuck peer. Called by the wheel.
+
+        While a piece is being sent too: a peer that is slow all the time must not outlast its deadline.
+        """
         if self.end and self._stuck_at is None:
             return
-        if self._stuck_at is not None:
-            if now >= self._stuck_at:
-                self.end = "stuck"
-                self._abort()
-            return
-        if self._log.fenced:
+        if self._stuck_at is not None and now >= self._stuck_at:
+            self.end = "stuck"
+            self._abort()
+        elif self._log.fenced:
             self.close("segment-end")
         elif now >= self._deadline[0]:
             self.close(self._deadline[1])
@@ -248,7 +296,7 @@ class Reader:
         if self.end or self._close_reason is not None:
             return
         self._close_reason = reason
-        if self._sending is None:
+        if self._sending is None and self._began:
             self._reconnect(reason)
 
 

@@ -10,7 +10,8 @@ has it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from service.config import Limits, RuntimeConfig, ServiceConfig
@@ -24,7 +25,7 @@ from service.errors import (
     Overloaded,
 )
 from service.events import Block, encode
-from service.invocations import Invocation, State
+from service.invocations import Invocation, State, Usage
 from service.ledger import AttemptLedger, persist
 from service.log import AttemptLog, GroupCommit, Log
 from service.runtimes import Effects, InvocationInput, Runtime
@@ -56,6 +57,8 @@ class RunningAttempt:
         self.first_frame_at: float | None = None
         self.refusal: HeadraceError | None = None
         self.stop: HeadraceError | None = None
+        self.entered = False
+        self.ending = False
         self.task: asyncio.Task[None]
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pen.on_first_frame(self._on_first_frame)
@@ -71,9 +74,12 @@ class RunningAttempt:
             raise self.refusal
 
     def interrupt(self, reason: HeadraceError) -> None:
-        """Make the attempt end with `reason`."""
+        """Make the attempt end with `reason`; one whose ending is decided already keeps it."""
+        if self.ending:
+            return
         self.stop = reason
-        self.task.cancel()
+        if self.entered:  # a task that is cancelled before its first step never takes one
+            self.task.cancel()
 
     def mark_ended(self) -> None:
         """Release who waits for the beginning; called when the task has ended."""
@@ -122,13 +128,21 @@ class Runner:
         self._now_ms = now_ms
         self._on_attempt_finished = on_attempt_finished
         self._running: dict[str, RunningAttempt] = {}
+        self._admitting = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._draining = False
+        self._stop: HeadraceError | None = None
         self.busy_changed_at_s = now_ms() / 1000
         self.commit = GroupCommit(store, now_ms, self._on_fenced)
 
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def running_ids(self) -> frozenset[str]:
+        return frozenset(self._running)
 
     def own_log(self, invocation_id: str) -> Log | None:
         """Return the log of an invocation that runs here."""
@@ -144,8 +158,24 @@ class Runner:
         """
         if self._draining:
             raise Draining("Submit again in a moment: another process answers.", retry_after_s=1)
-        if len(self._running) >= self._config.running_invocations:
+        if len(self._running) + self._admitting >= self._config.running_invocations:
             raise Overloaded("Too many invocations run here: try again.", retry_after_s=1)
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Keep room for an invocation that is admitted and started in this block; a drain waits for it.
+
+        Raises:
+            Draining, Overloaded: As `check_room`.
+        """
+        self.check_room()
+        self._admitting += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._admitting -= 1
+            self._note_idle()
 
     def start(
         self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig, limits: Limits
@@ -175,26 +205,36 @@ class Runner:
         if not self._running:
             self.busy_changed_at_s = self._now_ms() / 1000
         self._running[invocation.invocation_id] = running
+        self._idle.clear()
+        running.stop = self._stop
         running.task = loop.create_task(self._attempt(running))
         return running
 
     async def _attempt(self, running: RunningAttempt) -> None:
         """Run one attempt to its end. The edge of every job: nothing that it raises gets past here."""
+        running.entered = True
         invocation_id = running.invocation.invocation_id
-        state, event, code = State.FAILED, b"", "fenced"
+        state, code = State.RUNNING, "unfinished"
         try:
-            state, event, code = await self._run(running)
-            await self._finish(running, state, event)
+            if running.stop is not None:
+                running.ledger.settle_at_end(1, Usage())  # admission's hold: no call was made
+                decided, event, failure_code = _failed(running, running.stop)
+            else:
+                decided, event, failure_code = await self._run(running)
+            await self._finish(running, decided, event)
+            state, code = decided, failure_code
         except Fenced:
+            code = "fenced"
             running.log.fenced = True
             logger.warning("attempt fenced", extra={"invocation_id": invocation_id})
-        except Exception:  # the store broke its contract: the lease runs out, and another process takes over
+        except Exception:  # the store broke its contract: `leases` ends what nobody runs any more
             running.log.fenced = True
             logger.exception("attempt could not be finished", extra={"invocation_id": invocation_id})
         finally:
             del self._running[invocation_id]
             if not self._running:
                 self.busy_changed_at_s = self._now_ms() / 1000
+            self._note_idle()
             running.mark_ended()
             self._on_attempt_finished(self._line(running, state, code))
 
@@ -210,34 +250,29 @@ class Runner:
                 outcome = await runtime.run(running.given, running.effects())
         except HeadraceError as error:
             failure = error
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise InternalError from error
-            failure = DeadlineExceeded(
-                "The deadline of this runtime has passed; what was produced is in the log."
-            )
         except asyncio.CancelledError:
             if running.stop is None:
                 raise
+            running.task.uncancel()
             failure = running.stop
         except Fenced:
             raise
-        except Exception:  # a runtime's own fault ends its invocation, never the process
-            logger.exception("runtime failed", extra={"invocation_id": invocation.invocation_id})
-            failure = InternalError("The failure has been logged with this invocation's id.")
+        except Exception as error:  # a runtime's own fault ends its invocation, never the process
+            if deadline.expired() and isinstance(error, TimeoutError):
+                failure = DeadlineExceeded(
+                    "The deadline of this runtime has passed; what was produced is in the log."
+                )
+            else:
+                logger.exception("runtime failed", extra={"invocation_id": invocation.invocation_id})
+                failure = InternalError("The failure has been logged with this invocation's id.")
         else:
             completed = {"stopReason": outcome.stop_reason, "usage": running.ledger.total.as_json()}
             return State.COMPLETED, encode("invocationCompleted", completed), ""
-        if running.first_frame_at is None:
-            running.refusal = failure
-        problem = failure.problem(
-            instance=f"/runtimes/{invocation.runtime_id}/invocations/{invocation.invocation_id}",
-            invocationId=invocation.invocation_id,
-        )
-        return State.FAILED, encode("invocationFailed", {"problem": problem}), failure.code
+        return _failed(running, failure)
 
     async def _finish(self, running: RunningAttempt, state: State, event: bytes) -> None:
         """Commit the ending, then show it."""
+        running.ending = True
         running.log.phase = "committing"
         rest = await running.pen.take()
         last = running.pen.number([event])
@@ -288,12 +323,35 @@ class Runner:
     async def drain(self, within_s: float) -> None:
         """Let attempts finish for `within_s`, then interrupt the rest; returns when none is left."""
         self.refuse_new()
-        if self._running:
-            await asyncio.wait([running.task for running in self._running.values()], timeout=within_s)
+        if await self._idle_within(within_s):
+            return
+        self._stop = Interrupted("The process was stopped. Submit it again.")
         for running in self._running.values():
-            running.interrupt(Interrupted("The process was stopped. Submit it again."))
-        if self._running:
-            tasks = [running.task for running in self._running.values()]
-            await asyncio.wait(tasks, timeout=INTERRUPT_GRACE_S)
-            for task in tasks:
-                task.cancel()
+            running.interrupt(self._stop)
+        if not await self._idle_within(INTERRUPT_GRACE_S):
+            for running in self._running.values():
+                running.task.cancel()
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _note_idle(self) -> None:
+        if not self._running and not self._admitting:
+            self._idle.set()
+
+
+def _failed(running: RunningAttempt, failure: HeadraceError) -> tuple[State, bytes, str]:
+    """Return the ending of an attempt that failed; before the first frame it is a refusal too."""
+    if running.first_frame_at is None:
+        running.refusal = failure
+    invocation = running.invocation
+    problem = failure.problem(
+        instance=f"/runtimes/{invocation.runtime_id}/invocations/{invocation.invocation_id}",
+        invocationId=invocation.invocation_id,
+    )
+    return State.FAILED, encode("invocationFailed", {"problem": problem}), failure.code

@@ -5,26 +5,34 @@ its formatter makes every record of the standard `logging` one JSON object, fiel
 message. Its `Logger` and `Metrics` keep state per process or class and were made for one invocation at a
 time, so they are not used.
 
-No prompt, tool argument, completion, token or raw header is ever a field.
+No prompt, tool argument, completion, token or raw header is ever a field. A logged exception shows its stack
+and the types of its causes, and what it says only where it is ours or the system's: a library's text may
+quote any of these.
 """
 
 import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 
+from service.config import ConfigError
+from service.errors import HeadraceError
+
 REQUESTS: Final = logging.getLogger("headrace.request")
 ATTEMPTS: Final = logging.getLogger("headrace.attempt")
+CAUSES_SHOWN: Final = 5
 
 
 class Telemetry:
     """Writes the canonical lines."""
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
-        """One HTTP request was answered; `fields` are the middleware's."""
-        REQUESTS.info("request", extra=_named(fields))
+        """One HTTP request was answered; `fields` are the middleware's. Good health is only DEBUG."""
+        is_health = fields.get("operation") in ("ping", "ready") and fields.get("status") == 200
+        REQUESTS.log(logging.DEBUG if is_health else logging.INFO, "request", extra=_named(fields))
 
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         """One attempt has ended; `fields` are the runner's."""
@@ -35,10 +43,35 @@ def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, "")}
 
 
+class _Formatter(LambdaPowertoolsFormatter):
+    """JSON lines in which exceptions quote nobody's content."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the name is logging's)
+        shown: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(shown) < CAUSES_SHOWN:
+            said = f": {error}" if _may_be_quoted(error) else ""
+            stack = "".join(traceback.format_tb(error.__traceback__))
+            shown.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}{said}")
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\ncaused by\n".join(shown)
+
+
+def _may_be_quoted(error: BaseException) -> bool:
+    """Tell whether an exception's text is ours, or the operating system's (which has a number)."""
+    return isinstance(error, HeadraceError | ConfigError) or (
+        isinstance(error, OSError) and error.errno is not None
+    )
+
+
 def configure_logging(stream: TextIO = sys.stdout) -> None:
     """Send every log record of the process to `stream`, one JSON object a line."""
-    formatter = LambdaPowertoolsFormatter(
-        service="headrace", utc=True, log_record_order=["timestamp", "level", "message"], location=None
+    formatter = _Formatter(
+        service="headrace",
+        utc=True,
+        log_record_order=["timestamp", "level", "message"],
+        location=None,
+        serialize_stacktrace=False,  # it would add what the exception says
     )
     output = logging.StreamHandler(stream)
     output.setFormatter(formatter)

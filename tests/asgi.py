@@ -30,7 +30,7 @@ class Answer:
 class Exchange:
     """One request and the response that is coming in."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes | asyncio.Event]) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body = b""
@@ -42,11 +42,15 @@ class Exchange:
         self._gone = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._fault: Exception | None = None
         self.task: asyncio.Future[Any]
 
     async def receive(self) -> Message:
         if self._request:
             body = self._request.pop(0)
+            if isinstance(body, asyncio.Event):
+                await body.wait()
+                body = b""
             return {"type": "http.request", "body": body, "more_body": bool(self._request)}
         await self._gone.wait()
         return {"type": "http.disconnect"}
@@ -56,6 +60,8 @@ class Exchange:
             await self._writable.wait()
         if self._gone.is_set():
             return
+        if self._fault is not None:
+            raise self._fault
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
@@ -77,6 +83,10 @@ class Exchange:
         """Be cut off by the app, as `transport.abort()` does."""
         self.aborted = True
         self.hang_up()
+
+    def fail(self, fault: Exception) -> None:
+        """Raise from every `send` from now on, as a server does that has a fault."""
+        self._fault = fault
 
     def block(self) -> None:
         """Accept no more bytes, as a peer does whose window is full."""
@@ -126,10 +136,13 @@ class AsgiClient:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: bytes | Iterable[bytes] = b"",
+        body: bytes | Iterable[bytes | asyncio.Event] = b"",
         json_body: Any = None,
     ) -> AsyncIterator[Exchange]:
-        """Start a request; on leaving the block the client hangs up and the app's task has ended."""
+        """Start a request; on leaving the block the client hangs up and the app's task has ended.
+
+        An event among the pieces of the body holds back what follows it.
+        """
         if json_body is not None:
             body = json.dumps(json_body).encode()
         exchange = Exchange([body] if isinstance(body, bytes) else body)

@@ -107,6 +107,7 @@ class FaultyStore:
         deaf: Every call happens, and then raises `StoreUnavailable`: the answer was lost.
         broken: What every call raises instead, as a store does that breaks its contract.
         gate: While it is cleared, calls wait.
+        answers: While it is cleared, calls happen, and their answers wait.
         only: The methods that the faults are of; none named, all of them.
         calls: The names of the methods that were called, in order.
     """
@@ -118,7 +119,9 @@ class FaultyStore:
         self.broken: Exception | None = None
         self.only: Collection[str] = ()
         self.gate = asyncio.Event()
-        self.gate.set()
+        self.answers = asyncio.Event()
+        for event in (self.gate, self.answers):
+            event.set()
         self.calls: list[str] = []
 
     @property
@@ -138,6 +141,7 @@ class FaultyStore:
             if self.down:
                 raise StoreUnavailable
             result = await method(*args, **kwargs)
+            await self.answers.wait()
             if self.deaf:
                 raise StoreUnavailable
             return result

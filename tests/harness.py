@@ -22,7 +22,7 @@ from service.stores.sqlite import SqliteStore
 from tests.asgi import Answer, AsgiClient, Exchange, lifespan
 from tests.clock import ManualClock
 from tests.fakes import FaultyStore, ScriptedModel, Step, answer
-from tests.id_tokens import CLIENT, ISSUER, bearer, jwks
+from tests.id_tokens import CLIENT, ISSUER, ScriptedIssuer, bearer
 
 CATALOG = """
 [upstreams.bedrock]
@@ -116,6 +116,8 @@ async def serving(
     *calls: Sequence[Step],
     catalog: str = "",
     store: str | Path = ":memory:",
+    store_is_down: bool = False,
+    issuer: ScriptedIssuer | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Served]:
     """Run the service on `clock`, its upstream scripted with `calls`; `catalog` is appended TOML.
@@ -123,7 +125,7 @@ async def serving(
     Two of them with the same file as `store` are two processes of one deployment.
     """
     model = ScriptedModel(*(calls or [answer("A head", "race carries water.")]))
-    drain, lines = Drain(), Lines()
+    drain, lines, issuer = Drain(), Lines(), issuer or ScriptedIssuer()
     stores: list[FaultyStore] = []
 
     @asynccontextmanager
@@ -131,14 +133,12 @@ async def serving(
         async with SqliteStore.open(store) as opened:
             clock.wait_while(lambda: opened.waiting > 0)
             stores.append(FaultyStore(opened))
+            stores[0].down = store_is_down
             yield stores[0].as_store
 
     @asynccontextmanager
     async def open_jwks() -> AsyncIterator[Fetch]:
-        async def fetch(_: str) -> bytes:
-            return jwks()
-
-        yield fetch
+        yield lambda _: issuer.fetch_jwks()
 
     def open_upstream(_: Catalog) -> AbstractAsyncContextManager[Model]:
         return contextlib.nullcontext(model)

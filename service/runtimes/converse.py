@@ -8,17 +8,18 @@ the log in the connection's callback; what the next turn needs is parsed from th
 turn.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.config import RuntimeConfig
-from service.errors import TurnsExhausted, UpstreamError
+from service.errors import TurnsExhausted, UpstreamError, UpstreamFailed
 from service.events import encode
 from service.invocations import Usage
 from service.ledger import input_bound_tokens
 from service.models import Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
-from service.runtimes.heard import Heard
+from service.runtimes.heard import Heard, ToolUse
 from service.tools import ToolCall, Tools
 
 Message = Mapping[str, Any]
@@ -47,21 +48,36 @@ class ConverseRuntime:
         messages: list[Message] = [*given.messages, *(message for turn in given.turns for message in turn)]
         for turn in range(len(given.turns) + 1, self._config.max_turns + 1):
             if turn > 1 or effects.attempt > 1:  # admission holds turn 1 of attempt 1
-                await effects.reserve(turn, self._bound_tokens(messages) + given.max_tokens)
+                await self._reserve(turn, messages, given, effects)
             heard = await self._call_model(turn, messages, given, effects)
-            if heard.stop_reason != "tool_use" or not self._tools:
+            try:
+                uses = heard.tool_uses() if heard.stop_reason == "tool_use" else []
+            except ValueError as error:
                 effects.settle_at_end(turn, heard.usage)
-                return Outcome(heard.stop_reason)
-            assistant = heard.assistant_message()
+                raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
+            if not uses or turn == self._config.max_turns:  # its last tools would run for nothing
+                effects.settle_at_end(turn, heard.usage)
+                if not uses:
+                    return Outcome(heard.stop_reason)
+                break
             await effects.settle(turn, heard.usage)
-            results = await self._run_tools(turn, heard, given, effects)
-            added = (assistant, {"role": "user", "content": results})
+            results = await self._run_tools(turn, uses, given, effects)
+            added = (heard.assistant_message(), {"role": "user", "content": results})
             await effects.complete(turn, added)
             messages += added
         raise TurnsExhausted(f"The agent asked for tools {self._config.max_turns} times without an answer.")
 
     def _bound_tokens(self, messages: Sequence[Message]) -> int:
         return input_bound_tokens(self._config.instructions, messages, self._tools.specs)
+
+    async def _reserve(
+        self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
+    ) -> None:
+        try:
+            await effects.reserve(turn, self._bound_tokens(messages) + given.max_tokens)
+        except asyncio.CancelledError:  # the hold may be there, but no call was made
+            effects.settle_at_end(turn, Usage())
+            raise
 
     async def _call_model(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
@@ -92,12 +108,12 @@ class ConverseRuntime:
         return heard
 
     async def _run_tools(
-        self, turn: int, heard: Heard, given: InvocationInput, effects: Effects
+        self, turn: int, uses: Sequence[ToolUse], given: InvocationInput, effects: Effects
     ) -> list[dict[str, Any]]:
         """Run the tools that a turn asked for, in order; errors are results for the model."""
         results: list[dict[str, Any]] = []
         effects.enter("tool", turn)
-        for number, use in enumerate(heard.tool_uses(), 1):
+        for number, use in enumerate(uses, 1):
             shown = {"toolUseId": use.tool_use_id, "name": use.name}
             effects.emit([encode("toolStarted", shown)])
             call = ToolCall(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from service.events import whole
 from service.invocations import Usage
 from service.ledger import estimated_usage, reported_usage
 from service.models import Deliver, Frame
@@ -116,12 +117,12 @@ def _content_block(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
     if "reasoningContent" in kinds:
         return _reasoning_block([part["reasoningContent"] for part in parts if "reasoningContent" in part])
-    text = "".join(part.get("text", "") for part in parts)
+    text = whole("".join(part.get("text", "") for part in parts))
     return {"text": text} if text.strip() else None
 
 
 def _raw_tool_input(parts: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(part.get("toolUse", {}).get("input", "") for part in parts).encode() or b"{}"
+    return whole("".join(part.get("toolUse", {}).get("input", "") for part in parts)).encode() or b"{}"
 
 
 def _tool_input(raw: bytes) -> dict[str, Any]:
@@ -137,6 +138,6 @@ def _reasoning_block(pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     redacted = "".join(piece.get("redactedContent", "") for piece in pieces)
     if redacted:
         return {"reasoningContent": {"redactedContent": redacted}}
-    said = {"text": "".join(piece.get("text", "") for piece in pieces)}
+    said = {"text": whole("".join(piece.get("text", "") for piece in pieces))}
     signature = "".join(piece.get("signature", "") for piece in pieces)
     return {"reasoningContent": {"reasoningText": said | ({"signature": signature} if signature else {})}}

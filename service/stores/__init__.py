@@ -17,7 +17,7 @@ Fencing: `append_events`, `reserve`, `settle(messages=...)` and `finish` name th
 the invocation's current attempt gets `Fenced`, and nothing that it wrote is ever read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from service.invocations import Invocation, State, Usage
 
 WINDOW_S = 24 * 3600
 BUCKET_S = 600
+ORPHAN_AGE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +226,14 @@ class Store(Protocol):
         """Create or prolong this process's lease; an `expires_at_ms` in the past gives it back."""
         ...
 
-    async def claim_expired(self, owner: str, now_ms: int, *, limit: int) -> list[Claim]:
+    async def claim_expired(
+        self, owner: str, now_ms: int, *, limit: int, running: Collection[str] | None = None
+    ) -> list[Claim]:
         """Take over running invocations whose owner's lease has expired, with a higher attempt number.
+
+        `running` are the invocations that `owner` really runs. Others of its own that were admitted more than
+        `ORPHAN_AGE_S` ago are claimed as well: their admission was never answered, or their attempt could not
+        be finished, and while the owner lives nobody else would end them.
 
         The old attempt is closed: granted are its stored events up to its last completed turn's boundary, or
         up to `1.1`-like first event if no turn was completed. Two processes never claim the same attempt.

@@ -16,7 +16,7 @@ stops waiting; what it called may still be done.
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -134,11 +134,13 @@ class SqliteStore:
         """See `Store`."""
         await self._thread.write(leases.renew, owner, expires_at_ms)
 
-    async def claim_expired(self, owner: str, now_ms: int, *, limit: int) -> list[Claim]:
-        """See `Store`. An owner that never had a lease counts as expired; nobody claims from itself."""
-        if not await self._thread.read(leases.some_expired, owner, now_ms):
+    async def claim_expired(
+        self, owner: str, now_ms: int, *, limit: int, running: Collection[str] | None = None
+    ) -> list[Claim]:
+        """See `Store`. An owner that never had a lease counts as expired."""
+        if not await self._thread.read(leases.some_expired, owner, now_ms, running):
             return []
-        return await self._thread.write(leases.claim, owner, now_ms, limit)
+        return await self._thread.write(leases.claim, owner, now_ms, limit, running)
 
     async def purge(self, now_ms: int, retention_s: float) -> int:
         """Delete invocations that ended longer ago than `retention_s`, and what no window counts any more.

@@ -5,23 +5,31 @@ one whose lease has expired. Expiry ends nothing: `claim` does, by raising the a
 fence of every later write.
 """
 
+import json
 import sqlite3
-from typing import Final
+from collections.abc import Collection
+from typing import Any, Final
 
-from service.stores import Claim, Turn
+from service.stores import ORPHAN_AGE_S, Claim, Turn
 from service.stores.sqlite_ledger import open_holds
 from service.stores.sqlite_records import load, turns
 
-# Runs on the index of running invocations by owner: with none expired it reads that index and little else.
+# Both run on the index of running invocations by owner: with none expired they read little else.
 _EXPIRED: Final = """
+    SELECT i.invocation_id, i.attempt, i.stored_seq, i.created_at_ms
     FROM invocations AS i LEFT JOIN leases AS l USING (owner)
-    WHERE i.state = 'running' AND owner <> ? AND coalesce(l.expires_at_ms, 0) <= ?
+    WHERE i.state = 'running' AND owner <> :owner AND coalesce(l.expires_at_ms, 0) <= :now
 """
-_SOME_EXPIRED: Final = f"SELECT EXISTS (SELECT 1 {_EXPIRED})"
-_OLDEST_EXPIRED: Final = f"""
-    SELECT i.invocation_id, i.attempt, i.stored_seq {_EXPIRED}
-    ORDER BY i.created_at_ms, i.invocation_id LIMIT ?
+_ORPHANED: Final = """
+    SELECT invocation_id, attempt, stored_seq, created_at_ms FROM invocations
+    WHERE state = 'running' AND owner = :owner AND created_at_ms <= :orphaned_before
+        AND invocation_id NOT IN (SELECT value FROM json_each(:running))
 """
+_SOME: Final = f"SELECT EXISTS ({_EXPIRED}) OR EXISTS ({_ORPHANED})"
+_OLDEST: Final = f"""
+    SELECT invocation_id, attempt, stored_seq FROM ({_EXPIRED} UNION ALL {_ORPHANED})
+    ORDER BY created_at_ms, invocation_id LIMIT :limit
+"""  # noqa: S608 - the parts are the constants above
 
 
 def renew(db: sqlite3.Connection, owner: str, expires_at_ms: int) -> None:
@@ -33,14 +41,28 @@ def renew(db: sqlite3.Connection, owner: str, expires_at_ms: int) -> None:
     )
 
 
-def some_expired(db: sqlite3.Connection, owner: str, now_ms: int) -> bool:
+def some_expired(db: sqlite3.Connection, owner: str, now_ms: int, running: Collection[str] | None) -> bool:
     """Tell whether there is anything to claim, without taking the write lock."""
-    return bool(db.execute(_SOME_EXPIRED, (owner, now_ms)).fetchone()[0])
+    return bool(db.execute(_SOME, _expired(owner, now_ms, running)).fetchone()[0])
 
 
-def claim(db: sqlite3.Connection, owner: str, now_ms: int, limit: int) -> list[Claim]:
-    """Take over invocations whose owner's lease has expired, oldest first."""
-    expired = db.execute(_OLDEST_EXPIRED, (owner, now_ms, limit)).fetchall()
+def _expired(owner: str, now_ms: int, running: Collection[str] | None) -> dict[str, Any]:
+    """Return the parameters; where it is not known what runs, no own invocation is an orphan."""
+    orphaned_before_ms = -1 if running is None else now_ms - ORPHAN_AGE_S * 1000
+    return {
+        "owner": owner,
+        "now": now_ms,
+        "orphaned_before": orphaned_before_ms,
+        "running": json.dumps(list(running or ())),
+    }
+
+
+def claim(
+    db: sqlite3.Connection, owner: str, now_ms: int, limit: int, running: Collection[str] | None
+) -> list[Claim]:
+    """Take over invocations whose owner's lease has expired, and the owner's own orphans."""
+    parameters = _expired(owner, now_ms, running) | {"limit": limit}
+    expired = db.execute(_OLDEST, parameters).fetchall()
     return [_take_over(db, owner, now_ms, *row) for row in expired]
 
 

@@ -11,7 +11,7 @@ import pytest
 from service.errors import Fenced, StoreUnavailable
 from service.events import START, Block, EventId
 from service.invocations import Attempt, State, Usage
-from service.stores import Account, Claim, Ending, Store, Turn, Window
+from service.stores import ORPHAN_AGE_S, Account, Claim, Ending, Store, Turn, Window
 from tests.contracts.store_cases import (
     COMPLETED,
     DAY_MS,
@@ -263,6 +263,24 @@ async def test_claims_are_limited_oldest_first_and_never_of_what_has_ended_or_is
     ]
 
     assert claimed == [["inv_3", "inv_2"], ["inv_1"], []]
+
+
+async def test_what_an_owner_does_not_run_though_it_is_its_own_is_claimed_after_a_while(store: Store) -> None:
+    await store.renew_lease("owner-1", NOW + 10**9)
+    for number in (1, 2, 3):
+        await store.create_invocation(new(number), ROOMY, NOW)
+    late = NOW + ORPHAN_AGE_S * 1000
+
+    early = await store.claim_expired("owner-1", late - 1, limit=10, running=["inv_2"])
+    unknown = await store.claim_expired("owner-1", late, limit=10)
+    claims = await store.claim_expired("owner-1", late, limit=10, running=["inv_2"])
+    elsewhere = await store.claim_expired("owner-2", late, limit=10, running=[])
+
+    assert (early, unknown, elsewhere) == ([], [], [])
+    assert [(claim.invocation.invocation_id, claim.invocation.attempt) for claim in claims] == [
+        ("inv_1", 2),
+        ("inv_3", 2),
+    ]
 
 
 async def test_a_lease_can_be_given_back_and_renewed(store: Store) -> None:

@@ -113,6 +113,8 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         "runtimes.writer.deadline_s must be a number from 1 to 28800, not True",
         "limits.default.daily_tokens must be a whole number from 0 to 1e+15, not -1",
         "upstreams.bedrock.kind must be \"bedrock\", not 'bedrok'",
+        "runtimes.writer.kind must be \"converse\", not 'python'",
+        "runtimes.writer.model names the upstream 'nowhere', which [upstreams] lacks",
         'runtimes.poet.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
         "runtimes.poet.on_disconnect must be \"continue\", not 'cancel'",
         "runtimes.poet.tools: 'no-colon' is not \"package.module:function\"",
@@ -154,13 +156,14 @@ def test_a_catalog_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         assert sentence in wrong.value.faults[0]
 
 
-def test_of_several_groups_the_largest_limit_of_each_kind_counts() -> None:
+def test_of_several_groups_the_largest_limit_counts_and_what_is_left_out_is_the_defaults() -> None:
     catalog = Catalog.from_document(
         tomllib.loads(
             CATALOG
             + """
             [limits.default]
             daily_tokens = 1000000
+            monthly_tokens = 7
             [limits.a]
             daily_tokens = 10
             concurrent_invocations = 1
@@ -171,5 +174,7 @@ def test_of_several_groups_the_largest_limit_of_each_kind_counts() -> None:
         )
     )
 
-    assert catalog.limits_of(("a", "b", "c")) == Limits(daily_tokens=10, concurrent_invocations=2)
-    assert catalog.limits_of(()) == Limits(daily_tokens=1_000_000)
+    assert catalog.limits_of(("a", "b", "c")) == Limits(
+        daily_tokens=10, monthly_tokens=7, concurrent_invocations=2
+    )
+    assert catalog.limits_of(()) == Limits(daily_tokens=1_000_000, monthly_tokens=7)
