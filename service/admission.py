@@ -4,15 +4,36 @@
 transaction.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 from service.config import Catalog, RuntimeConfig
 from service.identity import Principal
 from service.invocations import Invocation
 from service.ledger import reservation_expires_at_ms
 from service.runtimes import InvocationInput, Runtime
-from service.stores import NewInvocation, Store
+from service.stores import Idempotency, NewInvocation, Store
 from service.submission import Submission
+
+IDEMPOTENCY_KEYS_LIVE_MS: Final = 24 * 3_600_000
+
+
+class Retry(NamedTuple):
+    """What a request with an `Idempotency-Key` is known by: the caller's key, and the body's bytes."""
+
+    key: str
+    body: bytes
+
+    def idempotency(self, principal: Principal, runtime: RuntimeConfig, now_ms: int) -> Idempotency:
+        """Bind the key to principal and runtime; neither key nor body is stored, only their digests."""
+        scoped = json.dumps([principal.sub, runtime.name, self.key]).encode()
+        return Idempotency(
+            hashlib.sha256(scoped).hexdigest(),
+            hashlib.sha256(self.body).hexdigest(),
+            now_ms + IDEMPOTENCY_KEYS_LIVE_MS,
+        )
 
 
 class Admission:
@@ -36,11 +57,18 @@ class Admission:
         self._new_invocation_id = new_invocation_id
 
     async def admit(
-        self, principal: Principal, runtime: RuntimeConfig, submission: Submission, session_id: str | None
-    ) -> tuple[Invocation, InvocationInput]:
-        """Write the invocation and its first hold.
+        self,
+        principal: Principal,
+        runtime: RuntimeConfig,
+        submission: Submission,
+        session_id: str | None,
+        retry_of: Retry | None = None,
+    ) -> tuple[Invocation, InvocationInput | None]:
+        """Write the invocation and its first hold; the input is None if `retry_of` names a running or ended
+        one.
 
         Raises:
+            IdempotencyMismatch: The key has been used for another body.
             QuotaExceeded, ConcurrencyExceeded, BudgetExceeded: The principal's limits leave no room.
             StoreUnavailable: Admission fails closed.
         """
@@ -66,6 +94,8 @@ class Admission:
             owner=self._owner,
             deadline_at_ms=deadline_at_ms,
             reservation_expires_at_ms=reservation_expires_at_ms(deadline_at_ms),
+            idempotency=retry_of and retry_of.idempotency(principal, runtime, now_ms),
         )
         limits = self._catalog.limits_of(principal.groups)
-        return await self._store.create_invocation(new, limits, now_ms), given
+        invocation = await self._store.create_invocation(new, limits, now_ms)
+        return invocation, given if invocation.invocation_id == new.invocation_id else None

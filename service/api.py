@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import views
-from service.admission import Admission
+from service.admission import Admission, Retry
 from service.config import Catalog, RuntimeConfig
 from service.errors import HeadraceError, InvalidRequest, NotAcceptable, NotFound, UnsupportedMediaType
 from service.events import START, EventId, answer_text
@@ -38,6 +38,7 @@ SESSION_HEADER: Final = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 # Shorter ones do no harm here.
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
 _REFUSED: Final = re.compile(r"q\s*=\s*0(\.0*)?")
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _INVOCATION_ID: Final = re.compile(r"inv_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 RESULT_LIMIT_BYTES: Final = 1024 * 1024
@@ -70,17 +71,22 @@ async def submit(request: Request) -> Response:
     service.runner.check_room()
     if not detached:
         service.follow.check_room(principal.sub)
-    submission = parse_submission(await _json_body(request), runtime)
+    idempotency_key = _idempotency_key(request)
+    body = await _json_body(request)
+    submission = parse_submission(body, runtime)
+    retry_of = Retry(idempotency_key, body) if idempotency_key else None
     with service.runner.room():
-        invocation, given = await service.admission.admit(principal, runtime, submission, session_id)
+        admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)
+        invocation, given = admitted
         limits = service.catalog.limits_of(principal.groups)
-        attempt = service.runner.start(invocation, given, runtime, limits)
+        attempt = service.runner.start(invocation, given, runtime, limits) if given else None
     _note(request, invocation_id=invocation.invocation_id)
     headers = {"Location": views.location(invocation)} | ({SESSION_HEADER: session_id} if session_id else {})
     if detached:
         return _json(views.record(invocation), 202, headers | {"Preference-Applied": "respond-async"})
     try:
-        await attempt.begun(service.catalog.service.first_event_grace_s)
+        if attempt is not None:
+            await attempt.begun(service.catalog.service.first_event_grace_s)
     except HeadraceError as refusal:
         refusal.extra |= {"instance": views.location(invocation), "invocationId": invocation.invocation_id}
         raise
@@ -280,6 +286,14 @@ def _session_id(request: Request) -> str | None:
     if session_id is not None and not _SESSION_ID.fullmatch(session_id):
         raise InvalidRequest(f"{SESSION_HEADER} must have 1 to 256 letters, digits, or any of . _ : -")
     return session_id
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """Read `Idempotency-Key`: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/."""
+    given = request.headers.get("idempotency-key")
+    if given is not None and not _KEY.fullmatch(given):
+        raise InvalidRequest("Idempotency-Key must have 1 to 255 visible ASCII characters, such as a UUID.")
+    return given
 
 
 async def _json_body(request: Request) -> bytes:

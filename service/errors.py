@@ -11,6 +11,7 @@
     │   ├── BodyTooLarge            body-too-large           413
     │   ├── UnsupportedMediaType    unsupported-media-type   415
     │   ├── BudgetExceeded          budget-exceeded          422
+    │   ├── IdempotencyMismatch     idempotency-mismatch     422
     │   ├── QuotaExceeded           quota-exceeded           429
     │   ├── ConcurrencyExceeded     concurrency-exceeded     429
     │   └── TooManyReaders          too-many-readers         429
@@ -137,6 +138,11 @@ class UnsupportedMediaType(Rejected):
 class BudgetExceeded(Rejected):
     code, status = "budget-exceeded", 422
     title = "The token budget of this invocation does not allow the next model call"
+
+
+class IdempotencyMismatch(Rejected):
+    code, status = "idempotency-mismatch", 422
+    title = "This idempotency key has been used for another request"
 
 
 class QuotaExceeded(Rejected):

@@ -58,6 +58,9 @@ JOBS: Final = {
     "job-survives-reader": Promise(
         "An invocation goes on to its end when its reader leaves, and can be read afterwards.", _API
     ),
+    "retry-attaches": Promise(
+        "A retry with the same `Idempotency-Key` and body attaches to what the first request started.", _API
+    ),
     "refusal-becomes-status": Promise(
         "An upstream's refusal within the grace before the first event becomes an HTTP status.", _API
     ),

@@ -31,6 +31,19 @@ ORPHAN_AGE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What makes a retry attach: `key` is unique to principal, runtime and the caller's key; `body` is a
+    digest.
+
+    Both are opaque text. The key is taken from the decision that first used it until `expires_at_ms`.
+    """
+
+    key: str
+    body: str
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewInvocation:
     """What admission decides on: the invocation, its input and the reservation of its first model call.
 
@@ -46,6 +59,7 @@ class NewInvocation:
     owner: str
     deadline_at_ms: int
     reservation_expires_at_ms: int
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,11 @@ class Store(Protocol):
     async def create_invocation(self, new: NewInvocation, limits: Limits, now_ms: int) -> Invocation:
         """Admit: if quota, concurrency and budget have room, write record, input and the hold of turn 1.
 
+        If `new.idempotency` has a key that is taken, nothing is written, and the invocation that took it is
+        returned: its id is another than `new.invocation_id`.
+
         Raises:
+            IdempotencyMismatch: The key was taken by a request with another body.
             QuotaExceeded: A window has no room; `extra["quota"]` says which, `retry_after_s` when.
             ConcurrencyExceeded: The principal runs `limits.concurrent_invocations` already.
             BudgetExceeded: The hold alone is over `limits.invocation_tokens`.

@@ -168,6 +168,10 @@ def _create(db: sqlite3.Connection, new: NewInvocation, limits: Limits, now_ms: 
         if (known.sub, known.runtime_id) != (new.sub, new.runtime_id):
             raise ValueError(f"{new.invocation_id} is another invocation's id")
         return known
+    if new.idempotency is not None:
+        taken = records.attach(db, new.idempotency, now_ms)
+        if taken is not None:
+            return taken
     ledger.admit(db, new, limits, now_ms)
     return records.insert(db, new, now_ms)
 

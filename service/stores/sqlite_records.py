@@ -9,9 +9,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+from service.errors import IdempotencyMismatch
 from service.events import Block, EventId
 from service.invocations import Attempt, Invocation, State, Usage
-from service.stores import NewInvocation, Turn
+from service.stores import Idempotency, NewInvocation, Turn
 from service.stores.windows import BUCKET_PREFIX, MONTH_PREFIX, oldest_kept
 
 _COLUMNS: Final = """
@@ -47,8 +48,28 @@ class Fence(NamedTuple):
         return self.attempt == attempt and not self.ended
 
 
+def attach(db: sqlite3.Connection, idempotency: Idempotency, now_ms: int) -> Invocation | None:
+    """Return the invocation that took a key, if one did; a key that has expired is free.
+
+    Raises:
+        IdempotencyMismatch: It was taken by a request with another body.
+    """
+    row = db.execute(
+        "SELECT invocation_id, body, expires_at_ms FROM idempotency_keys WHERE key = ?", (idempotency.key,)
+    ).fetchone()
+    if row is None:
+        return None
+    invocation_id, body, expires_at_ms = row
+    if expires_at_ms <= now_ms:
+        db.execute("DELETE FROM idempotency_keys WHERE key = ?", (idempotency.key,))
+        return None
+    if body != idempotency.body:
+        raise IdempotencyMismatch("Send a retry with the same body, and a new request with a new key.")
+    return load(db, invocation_id)
+
+
 def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocation:
-    """Write record, input and first attempt."""
+    """Write record, input, first attempt and idempotency key."""
     db.execute(
         "INSERT INTO invocations (invocation_id, runtime_id, sub, session_id, state, owner, attempt,"
         " created_at_ms, updated_at_ms, deadline_at_ms) VALUES (?, ?, ?, ?, 'running', ?, 1, ?, ?, ?)",
@@ -65,6 +86,11 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
     )
     db.execute("INSERT INTO inputs (invocation_id, body) VALUES (?, ?)", (new.invocation_id, new.input))
     db.execute("INSERT INTO attempts (invocation_id, number) VALUES (?, 1)", (new.invocation_id,))
+    if new.idempotency is not None:
+        db.execute(
+            "INSERT INTO idempotency_keys (key, body, invocation_id, expires_at_ms) VALUES (?, ?, ?, ?)",
+            (new.idempotency.key, new.idempotency.body, new.invocation_id, new.idempotency.expires_at_ms),
+        )
     return Invocation(
         new.invocation_id,
         new.runtime_id,

@@ -8,7 +8,8 @@ migration, never by editing one.
     invocations ─┬─ inputs         what was submitted, opaque
                  ├─ attempts       granted_seq: the last event that a closed attempt is granted
                  ├─ turns          completed turns, what a takeover goes on from
-                 └─ events         blocks of events, `codec` 0: as joined, 1: zlib
+                 ├─ events         blocks of events, `codec` 0: as joined, 1: zlib
+                 └─ idempotency_keys   which request took a key
     leases                         one per process
     usage                          per principal: 10-minute buckets and months, keyed as in DynamoDB
     reservations                   open holds
@@ -155,8 +156,19 @@ _VERSION_1: Final = (
     BEGIN SELECT raise(ABORT, 'usage records are append-only'); END
     """,
 )
+_VERSION_2: Final = (
+    """
+    CREATE TABLE idempotency_keys (
+        key           TEXT NOT NULL PRIMARY KEY,
+        body          TEXT NOT NULL,
+        invocation_id TEXT NOT NULL REFERENCES invocations ON DELETE CASCADE,
+        expires_at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX idempotency_keys_of ON idempotency_keys (invocation_id)",
+)
 Migrations = Sequence[Sequence[str]]
-MIGRATIONS: Final[Migrations] = (_VERSION_1,)
+MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2)
 
 
 def open_database(
