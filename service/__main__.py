@@ -74,6 +74,8 @@ class _Server(uvicorn.Server):
     async def _drain_and_stop(self) -> None:
         try:
             await self._drain()
+        except Exception:  # the edge of the drain: the process stops all the same
+            logger.exception("drain failed")
         finally:
             self.should_exit = True
 

@@ -54,10 +54,6 @@ class Follow:
         self._polls: dict[str, _Poll] = {}
         self._draining = False
 
-    @property
-    def open_readers(self) -> int:
-        return len(self._readers)
-
     def check_room(self, sub: str) -> None:
         """Refuse a further reader before anything is done for it.
 

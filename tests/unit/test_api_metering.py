@@ -79,11 +79,27 @@ async def test_what_a_running_call_may_cost_is_reserved_until_it_is_settled(cloc
     async with serving(clock, [start(), gate, stop()]) as served, served.post() as exchange:
         await exchange.until(b"messageStart")
         while_running = await used_and_reserved(served)
+        windows = (await served.get("/usage")).json()["windows"]
         gate.set()
         await exchange.whole()
 
         assert while_running == ([0, 0], HOLD_TOKENS, 1)
+        assert [window["remaining"] for window in windows] == [20_000 - HOLD_TOKENS, 100_000 - HOLD_TOKENS]
         assert await used_and_reserved(served) == ([15, 15], 0, 0)
+
+
+async def test_what_is_reserved_outlives_the_deadline_until_it_is_settled(clock: ManualClock) -> None:
+    never = asyncio.Event()
+    async with serving(clock, [start(), never]) as served:
+        served.store.only, served.store.down = {"finish"}, True
+        await served.submit(prefer="respond-async")
+        await clock.advance(700)
+        waiting = await used_and_reserved(served)
+        served.store.down = False
+        await clock.advance(6)
+
+        assert waiting == ([0, 0], HOLD_TOKENS, 1)
+        assert await used_and_reserved(served) == ([HOLD_TOKENS - 1000] * 2, 0, 0)
 
 
 @pytest.mark.promise("usage-after-hangup", "job-survives-reader", "reattach-exactly-once")

@@ -49,12 +49,18 @@ async def test_anothers_invocation_can_not_be_told_from_one_that_is_not_there(cl
 @pytest.mark.promise("owner-only")
 async def test_anothers_invocations_are_not_listed_and_end_no_page(clock: ManualClock) -> None:
     async with serving(clock) as served:
+        await served.submit(as_user="user-2")
+        await clock.advance(1)
         invocation_id = (await served.submit()).headers["location"].rpartition("/")[2]
-        listed = await served.get(INVOCATIONS, as_user="user-2")
-        usage = await served.get("/usage", as_user="user-2")
+        listed = await served.get(INVOCATIONS, as_user="user-3")
+        usage = await served.get("/usage", as_user="user-3")
+        pages = [
+            await served.get(f"{INVOCATIONS}?before={before}", as_user="user-2")
+            for before in (invocation_id, NEVER_ISSUED)
+        ]
         own = await served.get(INVOCATIONS)
 
-    assert listed.json() == {"invocations": []}
+    assert [page.json() for page in (listed, *pages)] == [{"invocations": []}] * 3
     assert [window["used"] for window in usage.json()["windows"]] == [0, 0]
     assert [record["invocationId"] for record in own.json()["invocations"]] == [invocation_id]
 

@@ -310,6 +310,7 @@ async def test_a_path_that_is_no_route_is_404(served: Served) -> None:
         ("DELETE", INVOCATIONS, "GET, HEAD, POST"),
         ("OPTIONS", INVOCATIONS, "GET, HEAD, POST"),
         ("POST", "/usage", "GET, HEAD"),
+        ("HEAD", f"{INVOCATIONS}/inv_01M7ZFN7R0DEKQPPYYZEATJKX8/events", "GET"),
     ],
 )
 async def test_a_method_that_a_path_does_not_have_is_405_and_told_those_it_has(

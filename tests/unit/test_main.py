@@ -213,7 +213,9 @@ async def test_two_signals_at_the_same_moment_start_one_drain(clock: ManualClock
         gate.set()
 
 
-async def test_a_drain_that_fails_stops_all_the_same(clock: ManualClock) -> None:
+async def test_a_drain_that_fails_is_logged_and_stops_all_the_same(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async def fails() -> None:
         raise RuntimeError
 
@@ -224,6 +226,7 @@ async def test_a_drain_that_fails_stops_all_the_same(clock: ManualClock) -> None
         await clock.advance(0)
 
         assert server.should_exit
+        assert "drain failed" in [record.getMessage() for record in caplog.records]
 
 
 def test_a_signal_before_the_start_stops_the_start() -> None:

@@ -115,7 +115,10 @@ async def test_a_body_that_was_still_coming_in_when_the_drain_began_is_not_admit
         assert "create_invocation" not in served.store.calls
 
 
-async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(clock: ManualClock) -> None:
+@pytest.mark.parametrize("answered_after_s", [1, 7], ids=["in time", "after the others were stopped"])
+async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(
+    clock: ManualClock, answered_after_s: float
+) -> None:
     never = asyncio.Event()
     catalog = "[service]\ndrain_s = 5"
     async with serving(clock, halves(never), catalog=catalog) as served:
@@ -124,10 +127,10 @@ async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(clock
         submitting = asyncio.ensure_future(served.submit(prefer="respond-async"))
         await clock.advance(0)
         draining = asyncio.ensure_future(served.drain())
-        await clock.advance(1)
+        await clock.advance(answered_after_s)
         served.store.answers.set()
         location = (await submitting).headers["location"]
-        await clock.advance(10)
+        await clock.advance(6)
         await draining
 
         assert await state_of(served, location) == "failed"
