@@ -178,7 +178,7 @@ async def test_a_generator_that_is_closed_stops_its_generation() -> None:
     closed = threading.Event()
 
     def wait_for_the_end(number: int) -> None:
-        if number > 3:
+        if number > 2:
             closed.wait(20)
 
     engine = Engine(said("a", "b", "c", "d"), before=wait_for_the_end)
@@ -187,7 +187,8 @@ async def test_a_generator_that_is_closed_stops_its_generation() -> None:
             first = await anext(pieces)
         closed.set()
 
-    assert (first.text, engine.stopped_after) == ("a", 4)
+    assert first.text == "a"
+    assert engine.stopped_after in (2, 3)  # at the token that was being said, or at the next one
 
 
 async def test_a_third_generation_waits_for_one_of_the_first_two() -> None:
