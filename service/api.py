@@ -43,6 +43,8 @@ _INVOCATION_ID: Final = re.compile(r"inv_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 RESULT_LIMIT_BYTES: Final = 1024 * 1024
 PAGE_LIMIT: Final = 100
+# Bodies that are being read share a bound: a slow sender must not keep its part of it for ever.
+BODY_TIMEOUT_S: Final = 30.0
 ABORT: Final = "headrace.abort"
 """Key of `scope["extensions"]`: a function that drops the connection, from `__main__`'s protocol class."""
 
@@ -302,7 +304,10 @@ async def _json_body(request: Request) -> bytes:
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the job as JSON with Content-Type: application/json.")
     try:
-        return b"".join([piece async for piece in request.stream()])
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return b"".join([piece async for piece in request.stream()])
+    except TimeoutError as error:
+        raise InvalidRequest(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.") from error
     except ClientDisconnect as error:
         raise InvalidRequest("The body ended early.") from error
 

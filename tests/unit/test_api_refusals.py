@@ -1,5 +1,6 @@
 """Bad input: each kind gets its problem document, before anything is admitted or held."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -345,3 +346,17 @@ async def test_a_caller_that_leaves_while_it_sends_its_body_starts_nothing(serve
 
     assert "create_invocation" not in served.store.calls
     assert served.lines.requests[-1]["code"] == "invalid-request"
+
+
+async def test_a_body_that_does_not_arrive_gives_its_room_back(clock: ManualClock) -> None:
+    async with serving(clock, catalog="[service]\nbodies_being_read_bytes = 60") as served:
+        slow = served.client.stream(
+            "POST", INVOCATIONS, body=[b'{"prompt":', asyncio.Event()], headers={"authorization": bearer()}
+        )
+        async with slow as exchange:
+            await clock.advance(30)
+            answer = await exchange.whole()
+        after = await served.submit()
+
+    assert (answer.status, answer.json()["detail"]) == (400, "The body did not arrive within 30 s.")
+    assert after.status == 200
