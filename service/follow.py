@@ -166,7 +166,7 @@ class Follow:
             try:
                 blocks = await self._store.read_events(invocation_id, log.head, limit_bytes=PIECE_BYTES)
             except StoreUnavailable:
-                logger.warning("poll waits for the store", extra={"invocation_id": invocation_id})
+                logger.debug("poll waits for the store", extra={"invocation_id": invocation_id})
                 blocks = []
             except Exception:  # the edge of the poll: its readers are sent on instead of waiting in vain
                 logger.exception("poll failed", extra={"invocation_id": invocation_id})

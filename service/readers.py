@@ -255,7 +255,8 @@ class Reader:
         try:
             blocks = await self._store.read_events(self.invocation_id, self.cursor, limit_bytes=PIECE_BYTES)
         except StoreUnavailable:
-            logger.warning("replay waits for the store", extra={"invocation_id": self.invocation_id})
+            # DEBUG: `log` and `leases` warn once for the whole process.
+            logger.debug("replay waits for the store", extra={"invocation_id": self.invocation_id})
         else:
             if blocks or self._log.ended:
                 return blocks
