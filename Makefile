@@ -1,7 +1,7 @@
 # Headrace from a clean clone. Needs Python 3.11 or newer and nothing else; works with GNU make 3.81 (macOS) and later.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench lock clean
+.PHONY: help setup run test check drill bench lock clean
 
 # Candidates, best first; or name one: make setup PYTHON=/path/to/python3.13
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
@@ -55,6 +55,11 @@ check: $(INSTALLED) ## lint, format and types; changes nothing
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; exit 1; }
 	@$(PY) -m mypy --no-error-summary
+
+SEEDS ?= 1
+drill: $(INSTALLED) ## kill, freeze, cut and stall for 40 s a seed, then audit every promise; SEEDS=10, SEED=7 is the first
+	@echo "drill: $(SEEDS) seed(s), a minute each"
+	@$(PY) -m tests.e2e.drill --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
 
 bench: $(INSTALLED) ## measure against the floor and the peers; ARGS="..." is passed on
 	@echo "bench: measuring (bench/README.md says what; close other programs)"

@@ -7,8 +7,8 @@ whether or not anybody was there to read it.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Outcome = Literal["running", "finished", "refused", "failed", "cut", "hung-up", "stopped"]
@@ -23,7 +23,7 @@ small."""
 @dataclass(slots=True)
 class Call:
     """One call of ConverseStream. `output_tokens` grows while deltas are sent; `reported` once metadata was
-    sent whole."""
+    sent whole. `request_metadata` is the caller's own: what its bill is split by."""
 
     number: int
     model_id: str
@@ -35,6 +35,7 @@ class Call:
     outcome: Outcome = "running"
     waiting: str | None = None
     ended_at_ms: int | None = None
+    request_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Account:
@@ -45,10 +46,14 @@ class Account:
         self._started = 0
         self._changed = asyncio.Event()
 
-    def start(self, model_id: str, request_id: str, started_at_ms: int) -> Call:
+    def start(
+        self, model_id: str, request_id: str, started_at_ms: int, request_metadata: Mapping[str, str]
+    ) -> Call:
         """Open the account of one call."""
         self._started += 1
-        call = Call(self._started, model_id, request_id, started_at_ms)
+        call = Call(
+            self._started, model_id, request_id, started_at_ms, request_metadata=dict(request_metadata)
+        )
         self._calls.append(call)
         self.changed()
         return call

@@ -8,15 +8,16 @@ it.
 
 and, for tests, the controls of control.py.
 
-A model id with scripts is answered by them, any other by the model; without a model it is invalid. An
-answer's account grows as it is generated, and a peer that hangs up stops it at once. Nothing is logged but
-faults.
+A model id with scripts is answered by them, any other by the model; without a model it is invalid. With
+``--choose package.module:function`` that function picks each answer by its request. An answer's account grows
+as it is generated, and a peer that hangs up stops it at once. Nothing is logged but faults.
 
 Source: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStream.html
 """
 
 import argparse
 import asyncio
+import importlib
 import json
 import logging
 import signal
@@ -88,7 +89,7 @@ class BedrockEndpoint(Playbook):
         except converse.Invalid as error:
             await refuse(connection, request_id, 400, "ValidationException", str(error))
             return
-        call = self.account.start(model_id, request_id, self._now_ms())
+        call = self.account.start(model_id, request_id, self._now_ms(), asked.request_metadata)
         body = Body(connection, request_id)
         outcome: Outcome = "failed"
         try:
@@ -198,13 +199,13 @@ def _usages(steps: Sequence[Step]) -> Iterator[Mapping[str, int]]:
                 yield usage
 
 
-async def _serve(port: int, *, scripted: bool) -> None:
+async def _serve(port: int, *, scripted: bool, choose: Choose | None) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    model = None if scripted else SmallModel.load()
+    model = None if scripted or choose else SmallModel.load()
     try:
-        async with BedrockEndpoint(model=model, port=port) as endpoint:
+        async with BedrockEndpoint(choose, model=model, port=port) as endpoint:
             _log.warning("listening on %s", endpoint.url)
             await stopped.wait()
     finally:
@@ -212,15 +213,22 @@ async def _serve(port: int, *, scripted: bool) -> None:
             model.close()
 
 
+def _function(entry: str) -> Choose:
+    module_name, _, name = entry.partition(":")
+    function: Choose = getattr(importlib.import_module(module_name), name)
+    return function
+
+
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m local.bedrock", description="Bedrock's ConverseStream.")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--scripted", action="store_true", help="no model: scripts answer")
+    parser.add_argument("--choose", type=_function, help="no model: this function picks each script")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     try:
-        asyncio.run(_serve(arguments.port, scripted=arguments.scripted))
+        asyncio.run(_serve(arguments.port, scripted=arguments.scripted, choose=arguments.choose))
     except (ModelMissing, OSError) as error:
         raise SystemExit(f"local.bedrock: {error}") from error
 

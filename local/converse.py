@@ -13,7 +13,7 @@ https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InferenceCon
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 BLOCKS: Final = frozenset(
@@ -32,6 +32,7 @@ BLOCKS: Final = frozenset(
         "video",
     }
 )
+MAX_REQUEST_METADATA: Final = 16
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
 # The SigV4 header of https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html. Its form is
 # checked, not the signature itself: signing is botocore's.
@@ -59,6 +60,7 @@ class ConverseRequest:
     temperature: float | None = None
     top_p: float | None = None
     stop_sequences: tuple[str, ...] = ()
+    request_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def signature_fault(headers: Mapping[str, str]) -> tuple[str, str] | None:
@@ -103,6 +105,7 @@ def parse(model_id: str, raw: bytes) -> ConverseRequest:
         temperature=_fraction(inference, "temperature"),
         top_p=_fraction(inference, "topP"),
         stop_sequences=_stop_sequences(inference),
+        request_metadata=_request_metadata(_member(body, "requestMetadata", dict) or {}),
     )
 
 
@@ -217,6 +220,15 @@ def _stop_sequences(inference: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
         raise Invalid("The value of inferenceConfig.stopSequences must be a list of texts.")
     return tuple(value)
+
+
+def _request_metadata(given: Mapping[str, object]) -> Mapping[str, str]:
+    if len(given) > MAX_REQUEST_METADATA:
+        raise Invalid(f"The requestMetadata field must have at most {MAX_REQUEST_METADATA} members.")
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    if len(texts) < len(given):
+        raise Invalid("The values of the requestMetadata field must be strings.")
+    return texts
 
 
 def _member(body: Mapping[str, Any], name: str, kind: type) -> Any:

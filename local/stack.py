@@ -41,7 +41,8 @@ class Stack:
 
     `catalog` is the path of a catalog, or its text. `ports` are the ones wanted for the service, the issuer
     and the Bedrock endpoint: one that is taken is replaced by a free one, which `notes` says; None means
-    any free one. `environ` is added to what each service sees.
+    any free one. `environ` is added to what each service sees. `choose` ("package.module:function") picks
+    the script of each call by its request, instead of what `bedrock.script` says.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Stack:
         services: int = 1,
         ports: tuple[int, int, int] | None = None,
         environ: Mapping[str, str] | None = None,
+        choose: str | None = None,
         start_s: float = 30.0,
         stop_s: float = 10.0,
     ) -> None:
@@ -65,6 +67,7 @@ class Stack:
         self._count = services
         self._ports = ports
         self._extra = environ or {}
+        self._choose = choose
         self._start_s = start_s
         self._stop_s = stop_s
         self._taken: set[int] = set()
@@ -159,7 +162,9 @@ class Stack:
     # ------------------------------------------------ how they are made
 
     def _scripted(self) -> tuple[str, ...]:
-        return ("--scripted",) if self.answers == "scripts" else ()
+        if self.answers != "scripts":
+            return ()
+        return ("--scripted",) if self._choose is None else ("--choose", self._choose)
 
     def _upstream(self, name: str, wanted: int | None, *arguments: str) -> Process:
         port = self._port(name, wanted)

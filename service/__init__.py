@@ -8,11 +8,11 @@ The path of one invocation, in reading order; in brackets the parts that a stati
      4  api                 submit: authenticate, parse, admit, start, follow   [submission, views, problems]
      5  identity            bearer token -> Principal                           [jose, keys]
      6  admission           Principal and job -> Invocation with its first hold
-     7  runner              owns running attempts, ends each exactly once       [leases]
+     7  runner              owns running attempts; each ends in exactly one way [attempt, leases, takeover]
      8  runtimes.converse   turn after turn on a Model, tools in between        [runtimes.heard, tools]
      9  models.bedrock      ConverseStream -> batches of frames                 [the rest of models]
     10  log                 frames -> events with ids: to readers at once, to the store in groups
-    11  follow              replay, then tail -> bytes on a response            [readers, wire]
+    11  follow              replay, then tail -> bytes on a response            [readers, wire, presence]
     12  ledger              what was held is settled by what was used; the end is stored, then shown
 
 The words they share: invocations, events, errors, config. What is durable: stores. What is observed:

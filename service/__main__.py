@@ -4,16 +4,25 @@ uvicorn closes its listener at the first signal, and waits for open responses; a
 a dead target while its streams go on. So the first signal starts the drain instead, with the listener open:
 `/ready` says 503, `/ping` stays 200, readers are told to reconnect. Only when the drain is done (or at the
 second signal) the server stops.
+
+    signal ── drain_s, at most 105 s ──> hand-over, 5 s ──> open responses, 5 s ──> exit 0
+       └───── HARD_STOP_S, 118 s ──> exit 70, whatever the loop and the store's thread do meanwhile
 """
 
+import _thread
 import asyncio
+import faulthandler
 import logging
 import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Final, TypeVar
 
@@ -32,13 +41,33 @@ logger = logging.getLogger("headrace")
 # https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html
 KEEP_ALIVE_S: Final = 120
 STOP_S: Final = 5
+# ECS kills 120 s after the first SIGTERM, and without a word:
+# https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_ContainerDefinition.html
+HARD_STOP_S: Final = 118.0
+LAST_WORD_S: Final = 0.5
+HARD_STOP_STATUS: Final = 70  # EX_SOFTWARE of sysexits.h
 # The store's thread needs the interpreter lock for every step of SQLite. With CPython's 5 ms a loop that is
 # busy all the time made the writes of one invocation last 6.6 s; with 0.5 ms, under 1 s.
 SWITCH_INTERVAL_S: Final = 0.0005
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which also tells the app how to drop the connection of a stuck peer."""
+    """uvicorn's protocol, which also tells the app how to drop the connection of a stuck peer.
+
+    A peer that has died without a word takes no write either, but the kernel would try for a quarter of an
+    hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
+    With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
+    """
+
+    unacknowledged_ms = 30_000
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if sys.platform == "linux":
+            with suppress(OSError):  # the peer has left already
+                transport.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.unacknowledged_ms
+                )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -46,12 +75,65 @@ class _Protocol(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
 
+def _exit_later(after_s: float) -> None:
+    """Let faulthandler's watchdog exit, status 1, all stacks on stderr; it needs no interpreter lock."""
+    faulthandler.dump_traceback_later(after_s, exit=True, file=2)  # a number has nothing to flush
+
+
+class HardStop:
+    """Ends the process `after_s` after the first signal, unless it has ended by itself.
+
+    The loop may be blocked, and the store's thread too, so it is a thread of its own, a daemon: it delays no
+    normal end, and outlasts the loop, since the interpreter waits for other threads. What it does takes no
+    lock that a stuck thread may hold. Should even the interpreter lock be held (by a regular expression that
+    runs away, say), `last_resort` ends the process.
+    """
+
+    def __init__(
+        self,
+        after_s: float = HARD_STOP_S,
+        *,
+        exit_process: Callable[[int], object] = os._exit,
+        last_resort: Callable[[float], object] = _exit_later,
+    ) -> None:
+        self._after_s = after_s
+        self._exit_process = exit_process
+        self._last_resort = last_resort
+        self._armed = False
+        self._signals: SimpleQueue[None] = SimpleQueue()  # its `put` may interrupt itself
+
+    def start(self) -> None:
+        """Start the thread, which waits for `arm`."""
+        threading.Thread(target=self._run, name="hard-stop", daemon=True).start()
+
+    def arm(self) -> None:
+        """Begin to count, at the first call; it may come from a signal's frame."""
+        if not self._armed:
+            self._armed = True
+            self._signals.put(None)
+            self._last_resort(self._after_s + 2 * LAST_WORD_S)
+
+    def _run(self) -> None:
+        self._signals.get()
+        time.sleep(self._after_s)
+        said: SimpleQueue[None] = SimpleQueue()
+        _thread.start_new_thread(self._say, (said,))  # not `Thread`, and not here: both may wait for a lock
+        with suppress(Empty):
+            said.get(timeout=LAST_WORD_S)
+        self._exit_process(HARD_STOP_STATUS)
+
+    def _say(self, said: SimpleQueue[None]) -> None:
+        logger.critical("the process did not end by itself", extra={"after_s": self._after_s})
+        said.put(None)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, draining before it stops."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, hard_stop: HardStop) -> None:
         super().__init__(config)
         self._drain = drain
+        self._hard_stop = hard_stop
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -62,6 +144,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the drain; at the second signal, stop at once."""
+        self._hard_stop.arm()
         if self._loop is None or self._draining is not None:
             self.should_exit = True
         else:
@@ -80,8 +163,11 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-def main() -> int:
-    """Run the service; returns the exit status: 2 for a configuration that can't be, with all its faults."""
+def main(hard_stop_s: float = HARD_STOP_S) -> int:
+    """Run the service; returns the exit status: 2 for a configuration that can't be, with all its faults.
+
+    The process ends at the latest `hard_stop_s` after the first signal: whoever calls this is about to exit.
+    """
     faults: list[str] = []
 
     def note(error: ConfigError) -> None:
@@ -96,7 +182,10 @@ def main() -> int:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         app = _read(partial(create_app, settings, catalog, drain=drain, on_config_error=note), note)
         if app is not None:
-            server = _Server(_server_config(app, settings), drain)
+            hard_stop = HardStop(hard_stop_s)
+            hard_stop.start()
+            server_config = _server_config(app, settings, catalog.service.write_timeout_s)
+            server = _Server(server_config, drain, hard_stop)
             with suppress(SystemExit):  # uvicorn's way to say that it could not start
                 server.run()
             if not faults:
@@ -117,12 +206,13 @@ def _read(read: Callable[[], _Read], note: Callable[[ConfigError], None]) -> _Re
         return None
 
 
-def _server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _server_config(app: ASGIApp, settings: Settings, write_timeout_s: float) -> uvicorn.Config:
+    unacknowledged = {"unacknowledged_ms": int(write_timeout_s * 1000)}
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=_Protocol,
+        http=type("Protocol", (_Protocol,), unacknowledged),
         loop="uvloop",
         ws="none",
         lifespan="on",

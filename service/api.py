@@ -1,4 +1,4 @@
-"""The routes: submit, follow, show, list, usage, health.
+"""The routes: submit, follow, show, list, cancel, resume, usage, health.
 
 `app` mounts `ROUTES` and puts a `Service` into the lifespan state; the routes call the stations in order.
 `submit` is the story of one invocation: authenticate, parse, admit, start, follow. Every route that names an
@@ -21,16 +21,25 @@ from starlette.types import Receive, Scope, Send
 from service import views
 from service.admission import Admission, Retry
 from service.config import Catalog, RuntimeConfig
-from service.errors import HeadraceError, InvalidRequest, NotAcceptable, NotFound, UnsupportedMediaType
+from service.errors import (
+    AlreadyEnded,
+    Fenced,
+    HeadraceError,
+    InvalidRequest,
+    NotAcceptable,
+    NotFound,
+    UnsupportedMediaType,
+)
 from service.events import START, EventId, answer_text
 from service.follow import Follow
 from service.identity import Identity, Principal
-from service.invocations import Invocation
+from service.invocations import Invocation, State
 from service.middleware import LINE
 from service.readers import PIECE_BYTES
 from service.runner import Runner
 from service.stores import Store
 from service.submission import parse_submission
+from service.takeover import Takeover
 from service.wire import NDJSON, SSE, Wire
 
 SESSION_HEADER: Final = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
@@ -57,6 +66,7 @@ class Service:
     identity: Identity
     admission: Admission
     runner: Runner
+    takeover: Takeover
     follow: Follow
     store: Store
     is_ready: Callable[[], bool]
@@ -70,14 +80,14 @@ async def submit(request: Request) -> Response:
     detached = _prefers_async(request)
     wire = SSE if detached else _wire_of(request)
     session_id = _session_id(request)
-    service.runner.check_room()
+    service.runner.check_room(principal.sub)
     if not detached:
         service.follow.check_room(principal.sub)
     idempotency_key = _idempotency_key(request)
     body = await _json_body(request)
     submission = parse_submission(body, runtime)
     retry_of = Retry(idempotency_key, body) if idempotency_key else None
-    with service.runner.room():
+    with service.runner.room(principal.sub):
         admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)
         invocation, given = admitted
         limits = service.catalog.limits_of(principal.groups)
@@ -111,6 +121,38 @@ async def show(request: Request) -> Response:
     text, whole = await _result_text(_service(request).store, invocation.invocation_id)
     result = {"text": text} | ({} if whole else {"truncated": True})
     return _json(views.record(invocation) | {"result": result})
+
+
+async def cancel(request: Request) -> Response:
+    """`POST .../{invocation_id}/cancel`: stop it, whoever runs it; 202 until it has ended."""
+    service = _service(request)
+    _, invocation = await _own_invocation(request)
+    if not invocation.state.is_terminal:
+        asked = await service.store.request_cancel(invocation.invocation_id, service.now_ms())
+        invocation = asked or invocation
+    if invocation.state is State.CANCELLED:
+        return _json(views.record(invocation))
+    _refuse_ended(invocation)
+    service.runner.cancel(invocation.invocation_id, "requested")
+    if invocation.state is State.PAUSED:
+        service.takeover.wake()
+    return _json(views.record(invocation), 202)
+
+
+async def resume(request: Request) -> Response:
+    """`POST .../{invocation_id}/resume`: let a paused invocation go on now, if there is room."""
+    service = _service(request)
+    principal, invocation = await _own_invocation(request)
+    _refuse_ended(invocation)
+    if invocation.state is State.PAUSED:
+        service.runner.check_room(principal.sub)
+        limits = service.catalog.limits_of(principal.groups)
+        try:
+            invocation = await service.takeover.resume(invocation, limits)
+        except Fenced:  # it goes on already, or has ended
+            _, invocation = await _own_invocation(request)
+            _refuse_ended(invocation)
+    return _json(views.record(invocation), 202)
 
 
 async def list_invocations(request: Request) -> Response:
@@ -180,6 +222,8 @@ ROUTES: Final = (
     Route("/runtimes/{runtime_id}/invocations", list_invocations, methods=["GET"]),
     Route("/runtimes/{runtime_id}/invocations/{invocation_id}", show, methods=["GET"]),
     _EVENTS,
+    Route("/runtimes/{runtime_id}/invocations/{invocation_id}/cancel", cancel, methods=["POST"]),
+    Route("/runtimes/{runtime_id}/invocations/{invocation_id}/resume", resume, methods=["POST"]),
     Route("/usage", usage, methods=["GET"]),
     Route("/ping", ping, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
@@ -263,6 +307,12 @@ async def _own_invocation(request: Request) -> tuple[Principal, Invocation]:
         raise NotFound("No invocation with this id is yours: it may be older than records are kept.")
     _note(request, invocation_id=invocation_id)
     return principal, invocation
+
+
+def _refuse_ended(invocation: Invocation) -> None:
+    if invocation.state.is_terminal:
+        detail = f"Its state is {invocation.state}: its record says how it ended."
+        raise AlreadyEnded(detail, extra={"state": str(invocation.state)})
 
 
 def _wire_of(request: Request) -> Wire:

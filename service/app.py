@@ -10,7 +10,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,16 +28,18 @@ from service.config import Catalog, ConfigError, RuntimeConfig, Settings
 from service.errors import StoreUnavailable
 from service.follow import Follow
 from service.identity import Identity
-from service.leases import Leases
+from service.leases import Lease
 from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
+from service.presence import Presence
 from service.problems import ON_ERROR
 from service.runner import Runner
 from service.runtimes import Runtime
 from service.runtimes.converse import ConverseRuntime
 from service.stores import Store
 from service.stores.sqlite import SqliteStore
+from service.takeover import Takeover
 from service.telemetry import Telemetry
 from service.tools import Tools
 
@@ -45,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 Fetch = Callable[[str], Awaitable[bytes]]
 PURGE_EVERY_S: Final = 600.0
+# A lease goes on while the machine is suspended; Linux's plain monotonic clock does not.
+MONOTONIC_S: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 JWKS_LIMIT_BYTES: Final = 256 * 1024
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -105,6 +111,7 @@ class Adapters:
     open_upstream: Callable[[Catalog], AbstractAsyncContextManager[Model]] = open_upstream
     open_jwks: Callable[[], AbstractAsyncContextManager[Fetch]] = jwks_client
     now_s: Callable[[], float] = time.time
+    monotonic_s: Callable[[], float] = MONOTONIC_S
     telemetry: Telemetry = field(default_factory=Telemetry)
 
 
@@ -187,12 +194,6 @@ async def _open(
 ) -> Service:
     """Open the collaborators in order; `stack` closes them."""
     config = catalog.service
-    loop = asyncio.get_running_loop()
-    owner = secrets.token_hex(8)
-
-    def now_ms() -> int:
-        return int(adapters.now_s() * 1000)
-
     fetch_jwks = await stack.enter_async_context(adapters.open_jwks())
     identity = Identity(
         issuer=settings.issuer,
@@ -205,35 +206,104 @@ async def _open(
     store = await stack.enter_async_context(adapters.open_store(settings.store))
     model = await stack.enter_async_context(adapters.open_upstream(catalog))
     runtimes = {name: _runtime(config, model, tools[name]) for name, config in catalog.runtimes.items()}
-    runner = Runner(
-        store, runtimes, config, now_ms=now_ms, on_attempt_finished=adapters.telemetry.attempt_finished
-    )
-    follow = Follow(store, runner.own_log, config, loop.time, adapters.now_s)
-    leases = Leases(
-        store, owner=owner, lease_s=config.lease_s, now_ms=now_ms, running=lambda: runner.running_ids
-    )
-    admission = Admission(
-        store, catalog, runtimes, owner=owner, now_ms=now_ms, new_invocation_id=new_invocation_id
-    )
-    await leases.renew()
+    jobs = _Jobs.of(store, catalog, runtimes, adapters)
+    await jobs.lease.renew()
     background = _Background()
+    stack.push_async_callback(jobs.lease.give_back)  # after the background has ended: `keep` would renew it
     stack.push_async_callback(background.aclose)
-    for forever in (runner.commit.run, follow.wheel.run, leases.keep, leases.watch, identity.refresh_forever):
-        background.start(forever())
-    background.start(_purge_forever(store, config.retention_s, now_ms))
-    drain.steps = [follow.drain, partial(runner.drain, config.drain_s)]
-    stack.push_async_callback(leases.give_back)
-    stack.push_async_callback(runner.drain, 0)
+    for forever in (
+        *jobs.forever(),
+        identity.refresh_forever(),
+        _purge_forever(store, config.retention_s, jobs.now_ms),
+    ):
+        background.start(forever)
+    drain.steps = [jobs.follow.drain, partial(jobs.runner.drain, config.drain_s)]
+    stack.push_async_callback(jobs.runner.drain, 0)
     return Service(
         catalog=catalog,
         identity=identity,
-        admission=admission,
-        runner=runner,
-        follow=follow,
+        admission=jobs.admission,
+        runner=jobs.runner,
+        takeover=jobs.takeover,
+        follow=jobs.follow,
         store=store,
         is_ready=lambda: identity.ready and not drain.is_on,
-        now_ms=now_ms,
+        now_ms=jobs.now_ms,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """What runs invocations and what reads them, in one process: all under one lease."""
+
+    now_ms: Callable[[], int]
+    lease: Lease
+    admission: Admission
+    runner: Runner
+    takeover: Takeover
+    follow: Follow
+    presence: Presence | None
+
+    @classmethod
+    def of(
+        cls, store: Store, catalog: Catalog, runtimes: Mapping[str, Runtime], adapters: Adapters
+    ) -> "_Jobs":
+        config = catalog.service
+        owner = secrets.token_hex(8)
+
+        def now_ms() -> int:
+            return int(adapters.now_s() * 1000)
+
+        clock = adapters.monotonic_s
+        lease = Lease(store, owner=owner, lease_s=config.lease_s, now_ms=now_ms, clock=clock)
+        runner = Runner(
+            store,
+            runtimes,
+            config,
+            lease,
+            now_ms=now_ms,
+            on_attempt_finished=adapters.telemetry.attempt_finished,
+        )
+        abandonable = [name for name, each in catalog.runtimes.items() if each.on_disconnect == "cancel"]
+        presence = Presence(
+            store,
+            owner=owner,
+            abandon_s=config.abandon_s,
+            now_ms=now_ms,
+            cancel=lambda invocation_id: runner.cancel(invocation_id, "abandoned"),
+        )
+        follow = Follow(
+            store,
+            runner.own_log,
+            config,
+            asyncio.get_running_loop().time,
+            adapters.now_s,
+            presence=presence,
+            abandonable=abandonable,
+        )
+        takeover = Takeover(
+            store,
+            owner=owner,
+            runner=runner,
+            catalog=catalog,
+            lease=lease,
+            now_ms=now_ms,
+            adopted=follow.adopt,
+        )
+        admission = Admission(
+            store, catalog, runtimes, owner=owner, now_ms=now_ms, new_invocation_id=new_invocation_id
+        )
+        return cls(now_ms, lease, admission, runner, takeover, follow, presence if abandonable else None)
+
+    def forever(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """Return what runs as long as the process does."""
+        yield self.runner.commit.run()
+        yield self.follow.wheel.run()
+        yield self.lease.keep(lambda: self.runner.attempts, self.runner.regained)
+        yield self.takeover.watch()
+        yield self.takeover.heed()
+        if self.presence is not None:
+            yield self.presence.run()
 
 
 def _runtime(config: RuntimeConfig, model: Model, tools: Tools) -> Runtime:

@@ -1,9 +1,9 @@
-"""Where the `headrace` command sends its requests, and with whose token.
+"""Where the `headrace` command sends its requests, with whose token, and which invocation it means.
 
-Called by `cli`; calls `client`. Without `--url` it is the stack that `make run` started here, and the token
-comes from that stack's issuer, a fresh one when it has expired. Elsewhere it comes from a file (read again
-when it has expired) or from stdin, never from an argument, which every process can read. Tokens of
-the local issuer go to loopback only.
+Called by `cli` and `cli_stream`; calls `client`. Without `--url` it is the stack that `make run` started
+here, and the token comes from that stack's issuer, a fresh one when it has expired. Elsewhere it comes from a
+file (read again when it has expired) or from stdin, never from an argument, which every process can read.
+Tokens of the local issuer go to loopback only.
 
     .local/stack.json    {"url": "http://127.0.0.1:8080", "token_url": "http://127.0.0.1:8090/token"}
 """
@@ -15,11 +15,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
+from service.cli_arguments import Reference
 from service.cli_screen import Screen
-from service.client import Bearer, ClientError, Endpoint, Pacing, exchange
+from service.client import Bearer, ClientError, Endpoint, Pacing, Refused, exchange, invocation_path
+from service.client_retry import BackOff
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 STACK_FILE: Final = Path(".local/stack.json")
@@ -49,6 +51,45 @@ def open_endpoint(call: Call) -> Endpoint:
         call.screen.note(f"headrace: warning: the token travels unencrypted to {address.hostname}")
     token_url = stack.get("token_url") if is_local else None
     return Endpoint(url, Bearer(_token_source(call, token_url)), call.pacing)
+
+
+def find_invocation(call: Call) -> tuple[Endpoint, str, str]:
+    """Find the invocation that the command names; a bare id is looked for in every runtime of the caller.
+
+    Returns:
+        The service, the runtime's id and the invocation's.
+
+    Raises:
+        ClientError: No runtime has it.
+    """
+    args = call.args
+    url, runtime_id, invocation_id = cast("Reference", args.invocation)
+    if (url and args.url) or (runtime_id and args.runtime):
+        raise Misuse("the invocation names its service or runtime already: leave --url or --runtime out")
+    args.url = url or args.url
+    endpoint = open_endpoint(call)
+    runtime_id = runtime_id or args.runtime
+    if runtime_id:
+        return endpoint, runtime_id, invocation_id
+    for runtime in endpoint.get_document("/runtimes").get("runtimes", ()):
+        try:
+            endpoint.get_document(invocation_path(runtime["runtimeId"], invocation_id))
+            return endpoint, runtime["runtimeId"], invocation_id
+        except Refused as exc:
+            if exc.status != 404:
+                raise
+    raise ClientError(
+        f"no runtime of yours has {invocation_id}: it may be older than records are kept, or another user's"
+    )
+
+
+def back_off(call: Call, endpoint: Endpoint, next_step: str) -> BackOff:
+    """Return the waits of one request or stream; `next_step` says what follows each of them."""
+
+    def pause(why: str, wait_s: float) -> None:
+        call.screen.status(f"{why}; {next_step} in {wait_s:.1f} s")
+
+    return BackOff(endpoint.pacing, call.args.retry_for, pause)
 
 
 def issue_local_token(call: Call, use: str) -> str:

@@ -7,6 +7,7 @@ is a token: every process of the machine can read them.
 import argparse
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from urllib.parse import unquote
@@ -36,29 +37,33 @@ class Reference(NamedTuple):
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of all commands; `command` is the name of the chosen one."""
-    caller, remote, stream, named = _shared()
+    caller, remote, lasting, stream, named = _shared()
     parser = argparse.ArgumentParser(
         prog="headrace", description="Submit jobs to AI agents and read their answers."
     )
-    parser.set_defaults(json=False)
+    parser.set_defaults(json=False, live=False, after=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("token", parents=[caller], help="print an ID token of the local stack")
     command.add_argument("--access", action="store_true", help="an access token (which the service refuses)")
 
     command = commands.add_parser(
-        "invoke", parents=[remote, stream], help="submit a prompt, print the answer"
+        "invoke", parents=[remote, lasting, stream], help="submit a prompt, print the answer"
     )
     command.add_argument("runtime")
     command.add_argument("prompt", help="the text; - reads it from stdin")
     command.add_argument("--max-tokens", type=_count, metavar="N", help="tokens of output per model call")
     command.add_argument("--session", type=_word, metavar="ID", help="the conversation that this belongs to")
     command.add_argument("--detach", action="store_true", help="print the invocation's id and leave")
+    help_text = "attach to what the same command with this key started, if it did (default: a new one)"
+    command.add_argument("--idempotency-key", type=_key, metavar="KEY", help=help_text)
 
-    command = commands.add_parser("follow", parents=[remote, stream, named], help="print an answer")
+    command = commands.add_parser("follow", parents=[remote, lasting, stream, named], help="print an answer")
     command.add_argument("--after", type=_cursor, metavar="CURSOR", help="only what follows this event id")
 
     commands.add_parser("show", parents=[remote, named], help="print the record of an invocation")
+    commands.add_parser("cancel", parents=[remote, lasting, named], help="end an invocation that goes on")
+    commands.add_parser("resume", parents=[remote, lasting, named], help="let one that waits for quota go on")
 
     command = commands.add_parser("list", parents=[remote], help="print your invocations, newest first")
     command.add_argument("runtime")
@@ -69,8 +74,17 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def again(args: argparse.Namespace, *command: str) -> str:
+    """Return a command line that goes on where this one leaves, with the same endpoint and caller."""
+    options = [("--url", args.url), ("--token-file", args.token_file)]
+    options += [("--user", args.user if args.user != LOCAL_USER else None)]
+    options += [("--group", group) for group in args.group]
+    given = [part for name, value in options if value for part in (name, str(value))]
+    return shlex.join(["headrace", *command, *given, *(["--token-stdin"] if args.token_stdin else [])])
+
+
 def _shared() -> tuple[argparse.ArgumentParser, ...]:
-    """Return the options of a caller, of a remote service, of a stream and of a named invocation."""
+    """Return the options of a caller, a remote service, a try again, a stream and a named invocation."""
     caller = argparse.ArgumentParser(add_help=False)
     caller.add_argument("--user", default=LOCAL_USER, help="who you are on the local stack (%(default)s)")
     caller.add_argument("--group", action="append", default=[], help="a group of that user; may be repeated")
@@ -83,14 +97,18 @@ def _shared() -> tuple[argparse.ArgumentParser, ...]:
     token.add_argument("--token-stdin", action="store_true", help="read the ID token from stdin")
     remote.add_argument("--json", action="store_true", help="what the service sent, for programs")
 
-    stream = argparse.ArgumentParser(add_help=False)
+    lasting = argparse.ArgumentParser(add_help=False)
     help_text = "give up after S seconds without anything new (%(default)g)"
-    stream.add_argument("--retry-for", type=_seconds, default=300.0, metavar="S", help=help_text)
+    lasting.add_argument("--retry-for", type=_seconds, default=300.0, metavar="S", help=help_text)
+
+    stream = argparse.ArgumentParser(add_help=False)
+    help_text = "into a pipe or file too, write text as it comes, though a takeover may void some of it"
+    stream.add_argument("--live", action="store_true", help=help_text)
 
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("invocation", type=Reference.parse, help="inv_..., RUNTIME/inv_... or a record's URL")
     named.add_argument("--runtime", help="the runtime of a bare inv_...")
-    return caller, remote, stream, named
+    return caller, remote, lasting, stream, named
 
 
 def _count(text: str) -> int:
@@ -112,6 +130,12 @@ def _seconds(text: str) -> float:
 def _word(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise argparse.ArgumentTypeError("an id is one word of ASCII")
+    return text
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,255}", text):
+        raise argparse.ArgumentTypeError("a key is one word of at most 255 characters of ASCII")
     return text
 
 

@@ -4,9 +4,14 @@ Called by `cli`; calls `cli_text`.
 
 - stdout gets the answer's text and nothing else; each message of the model ends its line. With `--json` it
   gets the log's events as they came, one a line, without heartbeats and `reconnect`s.
-- Progress is one that overwrites itself if stderr is a terminal; plain lines with `--verbose`; or nothing.
-- Text can't be unsent: what `attemptRestarted` makes void stays, its line is ended, and a note says how much
-  it is. What was kept is not printed again; a later `headrace follow` prints only what counts.
+- On a terminal, and with `--live`, text shows as it comes. Shown text can't be taken back: what
+  `attemptRestarted` makes void stays, its line is ended, and a note says how much it is.
+- Into a pipe or a file the text goes when the invocation has ended, and not if that was not seen: before, a
+  takeover may void any of it, what takes its place may differ, and a program could not tell. So what such a
+  stdout holds is the answer, once, whatever happened on the way; until then nothing of it is lost, since
+  `headrace follow` prints it.
+- Progress is one line that overwrites itself if stderr is a terminal; plain lines with `--verbose`; or
+  nothing. That an invocation waits for quota is always said.
 - On a terminal, control characters of the answer are replaced: a model must not move the cursor.
 """
 
@@ -16,49 +21,71 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
-from service.cli_text import Row, printable, problem_lines, progress, token_counts
+from service.cli_exits import Exit
+from service.cli_text import (
+    Row,
+    cancellation_lines,
+    pause_line,
+    printable,
+    problem_lines,
+    progress,
+    token_counts,
+)
 from service.client_stream import EventId, Line
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 
-COMPLETED: Final = 0
-NOT_COMPLETED: Final = 1
-REFUSED: Final = 3
-
 
 class Screen:
-    """The two outputs of one command."""
+    """The two outputs of one command.
 
-    def __init__(self, *, verbose: bool, as_json: bool) -> None:
+    Args:
+        after: The event that the command goes on after: an earlier one has shown what came before.
+    """
+
+    def __init__(
+        self, *, verbose: bool, as_json: bool, live: bool = False, after: EventId | None = None
+    ) -> None:
         self._verbose = verbose
         self._as_json = as_json
         self._answer_on_terminal = sys.stdout.isatty()
         self._notes_on_terminal = sys.stderr.isatty()
         self._has_status = False
         self._mid_line = False
-        self._shown: list[tuple[EventId, int]] = []
+        self._after = after
+        self._is_live = live or self._answer_on_terminal
+        self._pieces: list[tuple[EventId, str]] = []  # "" is where a message ends
 
-    def show(self, line: Line) -> int | None:
+    @property
+    def shows_at_once(self) -> bool:
+        """Whether stdout has all that came, and not only what is final."""
+        return self._as_json or self._is_live
+
+    def show(self, line: Line) -> Exit | None:
         """Show one line of a stream; return the exit code once it is the last one."""
         if self._as_json and (line.event_id or line.type == "streamEnded"):
             self._clear_status()
             sys.stdout.buffer.write(line.raw + b"\n")
             sys.stdout.buffer.flush()
-        if not self._as_json and line.type == "contentBlockDelta":
-            self._show_text(line)
         match line.type:
+            case "contentBlockDelta":
+                self._add(line, (line.value.get("delta") or {}).get("text"))
             case "messageStop":
-                self._end_line()
+                self._add(line, "")
             case "attemptRestarted":
                 self._void_after(line.value)
+            case "invocationPaused":
+                self.note(pause_line(line.value))
+            case "invocationResumed":
+                self.note("headrace: resumed")
             case "invocationCompleted":
-                return self._end(COMPLETED, f"completed: {token_counts(line.value.get('usage'))}")
+                return self._end(Exit.DONE, f"completed: {token_counts(line.value.get('usage'))}")
             case "invocationFailed":
-                return self._end(NOT_COMPLETED, *problem_lines("the invocation failed", line.value))
+                return self._end(Exit.FAILED, *problem_lines("the invocation failed", line.value))
             case "invocationCancelled":
-                return self._end(NOT_COMPLETED, *problem_lines("the invocation was cancelled", line.value))
+                return self._end(Exit.CANCELLED, *cancellation_lines(line.value))
             case "streamEnded":
-                return self._end(REFUSED, *problem_lines("this stream may not go on", line.value))
+                return self._end(Exit.REFUSED, *problem_lines("this stream may not go on", line.value))
             case _:
                 self.status(progress(line))
         return None
@@ -110,28 +137,41 @@ class Screen:
         self._end_line()
         sys.stdout.flush()
 
-    def _show_text(self, line: Line) -> None:
-        text = (line.value.get("delta") or {}).get("text")
-        if isinstance(text, str) and text and line.event_id:
+    def _add(self, line: Line, text: Any) -> None:
+        if self._as_json or not isinstance(text, str) or line.event_id is None:
+            return
+        self._pieces.append((line.event_id, text))
+        if self._is_live:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        if text:
             self.text(text)
-            self._shown.append((line.event_id, len(text)))
+        else:
+            self._end_line()
 
     def _void_after(self, value: dict[str, Any]) -> None:
         kept = EventId.parse(value["rewindTo"]) if value.get("rewindTo") else EventId(0, 0)
         void_chars = 0
-        while self._shown and self._shown[-1][0] > kept:
-            void_chars += self._shown.pop()[1]
-        self._end_line()
-        what = f"the last {void_chars} characters above are void; the answer goes on after them"
-        restarted = f"another process took over (attempt {value.get('attempt')})"
-        if void_chars:
-            self.note(f"headrace: {restarted}: {what}")
+        while self._pieces and self._pieces[-1][0] > kept:
+            void_chars += len(self._pieces.pop()[1])
+        took_over = f"attempt {value.get('attempt')} took over"
+        if self._is_live:
+            self._end_line()
+        if self._is_live and void_chars:
+            what = f"the last {void_chars} characters above are void; the answer goes on after them"
+            self.note(f"headrace: {took_over}: {what}")
+        elif self._after and self._after > kept:
+            self.note(f"headrace: {took_over}: what was shown before of the events after {kept} is void")
         else:
-            self.status(restarted)
+            self.status(took_over)
 
-    def _end(self, exit_code: int, *lines: str) -> int:
+    def _end(self, exit_code: Exit, *lines: str) -> Exit:
+        if not self._is_live and exit_code is not Exit.REFUSED:  # refused is this stream, and the job goes on
+            for _, text in self._pieces:
+                self._write(text)
         self._end_line()
-        if exit_code != COMPLETED or self._verbose or self._notes_on_terminal:
+        if exit_code is not Exit.DONE or self._verbose or self._notes_on_terminal:
             self.note(*lines)
         return exit_code
 

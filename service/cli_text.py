@@ -35,6 +35,18 @@ def problem_lines(what: str, value: Mapping[str, Any]) -> Row:
     return _two_lines(title, problem.get("code"), problem.get("detail"))
 
 
+def cancellation_lines(value: Mapping[str, Any]) -> Row:
+    """Say that the invocation was cancelled, why, and what it used."""
+    used = f"{token_counts(value['usage'])} were used." if value.get("usage") else None
+    return _two_lines("the invocation was cancelled", value.get("reason"), used)
+
+
+def pause_line(value: Mapping[str, Any]) -> str:
+    """Say in one line what a paused invocation waits for, and until when."""
+    until = f" until {value['resumesAt']}" if value.get("resumesAt") else ""
+    return problem_lines(f"paused{until}", value)[0]
+
+
 def progress(line: Line) -> str:
     """Say in a few words what a line of a stream means for the job; "" if nothing."""
     value = line.value
@@ -48,10 +60,6 @@ def progress(line: Line) -> str:
             return f"tool {value.get('name')} runs"
         case "toolFinished":
             return f"tool {value.get('name')}: {value.get('status')}"
-        case "invocationPaused":
-            return f"paused until {value.get('resumesAt')}: {(value.get('problem') or {}).get('title')}"
-        case "invocationResumed":
-            return "resumed"
         case "metadata":
             return token_counts(value.get("usage"))
         case _:
@@ -73,7 +81,7 @@ def record_rows(record: Mapping[str, Any]) -> list[Row]:
     terminal = {name: value for name, value in (record.get("terminalEvent") or {}).items() if name != "id"}
     ending: Mapping[str, Any] = next(iter(terminal.values()), {})
     problem = ending.get("problem") or {}
-    why = ending.get("stopReason") or problem.get("code")
+    why = ending.get("stopReason") or ending.get("reason") or problem.get("code")
     rows = [
         ("invocation", f"{record.get('runtimeId')}/{record.get('invocationId')}"),
         ("state", f"{record.get('state')}" + (f" ({why})" if why else "")),
@@ -83,6 +91,9 @@ def record_rows(record: Mapping[str, Any]) -> list[Row]:
         ("created", record.get("createdAt")),
         ("finished", record.get("finishedAt")),
         ("deadline", record.get("deadlineAt")),
+        ("cancel", record.get("cancelRequestedAt")),
+        ("paused", record.get("pausedAt")),
+        ("resumes", record.get("resumesAt")),
         ("usage", token_counts(record.get("usage"))),
     ]
     return [(name, str(value)) for name, value in rows if value]

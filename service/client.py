@@ -1,9 +1,10 @@
 """The HTTP client behind the `headrace` command: requests with a token, answers and their lines.
 
-Called by `cli` and `client_stream`; imports nothing of the service and only the standard library, so that it
-is a client of the HTTP contract like any other.
+Called by `cli`, `client_retry` and `client_stream`; imports nothing of the service and only the standard
+library, so that it is a client of the HTTP contract like any other.
 
-- A POST is sent once, whatever happens: one that broke before its answer may have started a job.
+- A request is sent once, and once more with a new token if its own was refused; what may be sent again after
+  a break is for `client_retry` to say.
 - A token goes to its endpoint and into no message.
 
 Problem documents: https://www.rfc-editor.org/rfc/rfc9457
@@ -174,19 +175,12 @@ class Endpoint:
         self.pacing = pacing
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """Send a GET; a token that is refused is renewed once.
+        """Send a GET.
 
         Raises:
             Refused: The answer is not 200.
         """
-        answer = self._send("GET", path, headers or {})
-        if answer.status == 401:
-            with answer:
-                refusal = answer.refusal()
-            if not self.bearer.renew():
-                raise refusal
-            answer = self._send("GET", path, headers or {})
-        return self._expect(200, answer)
+        return self._request("GET", path, headers or {}, None, (200,))
 
     def get_document(self, path: str) -> dict[str, Any]:
         """Return the JSON object at `path`."""
@@ -198,26 +192,43 @@ class Endpoint:
             )
         return document
 
-    def post(self, path: str, document: Any, headers: Mapping[str, str], *, expected: int) -> Answer:
-        """Send a POST, once.
+    def post(
+        self, path: str, document: Any, headers: Mapping[str, str], *, expected: tuple[int, ...]
+    ) -> Answer:
+        """Send a POST with a JSON document, or without a body if it is None.
 
         Raises:
-            Refused: The answer has not the expected status: the service did not take it.
+            Refused: The answer has none of the expected statuses.
             Dropped: No answer came: whether the service took it is not known.
         """
-        body = json.dumps(document).encode()
-        sent = {"Content-Type": "application/json", **headers}
-        return self._expect(expected, self._send("POST", path, sent, body))
+        body = None if document is None else json.dumps(document).encode()
+        kind = {} if document is None else {"Content-Type": "application/json"}
+        return self._request("POST", path, {**kind, **headers}, body, expected)
 
-    def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
-        signed = {"Authorization": f"Bearer {self.bearer.token()}", **headers}
-        return exchange(self.url + path, self.pacing, method=method, headers=signed, body=body)
-
-    def _expect(self, status: int, answer: Answer) -> Answer:
-        if answer.status == status:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        expected: tuple[int, ...],
+    ) -> Answer:
+        """Send a request; a token that is refused is renewed once, since nothing was done with it."""
+        answer = self._send(method, path, headers, body)
+        if answer.status == 401:
+            with answer:
+                refusal = answer.refusal()
+            if not self.bearer.renew():
+                raise refusal
+            answer = self._send(method, path, headers, body)
+        if answer.status in expected:
             return answer
         with answer:
             raise answer.refusal()
+
+    def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        signed = {"Authorization": f"Bearer {self.bearer.token()}", **headers}
+        return exchange(self.url + path, self.pacing, method=method, headers=signed, body=body)
 
 
 def invocation_path(runtime_id: str, invocation_id: str) -> str:

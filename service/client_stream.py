@@ -1,6 +1,6 @@
 """The reattaching reader of the `headrace` command: one invocation's events, once and in order.
 
-Called by `cli`; calls `client`, and imports nothing else of the service.
+Called by `cli`; calls `client` and `client_retry`, and imports nothing else of the service.
 
     POST, or GET .../events ──> Answer ──lines──> Follower ──Line──> cli
                 ^                                    │ drop, `reconnect`, 429, 5xx
@@ -10,29 +10,21 @@ Called by `cli`; calls `client`, and imports nothing else of the service.
   skipped. The cursor moves when the caller comes back for the next line: it never names what was not shown.
 - A response that ends without a last event or `reconnect`, or is silent for a minute, is a drop, not success.
 
-Sources: `Last-Event-ID` https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header,
-full jitter https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+Source: `Last-Event-ID` https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header
 """
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Final, NamedTuple, Self
 
 from service.client import Answer, ClientError, Dropped, Endpoint, Refused, Unreachable, invocation_path
-
-FIRST_BACK_OFF_S: Final = 0.25
-LONGEST_BACK_OFF_S: Final = 10.0
+from service.client_retry import PASSING_STATUSES, BackOff
 
 NDJSON: Final = "application/x-ndjson"
 LAST_TYPES: Final = frozenset(
     {"invocationCompleted", "invocationFailed", "invocationCancelled", "streamEnded"}
 )
-_PASSING_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
-
-
-class GaveUp(ClientError):
-    """Nothing new came for as long as the caller allows."""
 
 
 class EventId(NamedTuple):
@@ -86,8 +78,7 @@ class Follower:
 
     Args:
         cursor: The last event that the caller has; None for all of them.
-        retry_for_s: How long to go on trying while nothing new comes.
-        pause: Told why a connection ended and for how many seconds the next one waits.
+        back_off: The waits between connections.
     """
 
     def __init__(
@@ -97,18 +88,14 @@ class Follower:
         invocation_id: str | None,
         *,
         cursor: EventId | None = None,
-        retry_for_s: float,
-        pause: Callable[[str, float], None],
+        back_off: BackOff,
     ) -> None:
         self.runtime_id = runtime_id
         self.invocation_id = invocation_id
         self.cursor = cursor
         self._endpoint = endpoint
-        self._retry_for_s = retry_for_s
-        self._pause = pause
+        self._back_off = back_off
         self._reached = False
-        self._tries = 0
-        self._give_up_at = 0.0
 
     def lines(self, opened: Answer | None = None) -> Generator[Line, None, None]:
         """Yield heartbeats, `reconnect`s and each event once, in order; ends after the last event.
@@ -117,14 +104,14 @@ class Follower:
             opened: The answer to the POST; None to begin with a GET. It is closed here.
 
         Raises:
-            GaveUp: Nothing new for `retry_for_s`.
+            GaveUp: Nothing new for as long as `back_off` allows.
             Refused: The service does not let this caller follow.
             Unreachable: The very first connection failed.
             Dropped: The first connection broke before the invocation had an id.
         """
         self._reached = opened is not None
         while True:
-            retry_after_s = 0
+            why: str | ClientError
             try:
                 with opened or self._attach() as answer:
                     why = yield from self._segment(answer)
@@ -133,10 +120,9 @@ class Follower:
             except (Unreachable, Dropped, Refused) as exc:
                 if not self._is_passing(exc):
                     raise
-                why = str(exc)
-                retry_after_s = (exc.retry_after_s or 0) if isinstance(exc, Refused) else 0
+                why = exc
             opened = None
-            self._back_off(why, retry_after_s)
+            self._back_off.wait(why)
 
     def _attach(self) -> Answer:
         path = f"{invocation_path(self.runtime_id, self.invocation_id or '')}/events"
@@ -159,7 +145,7 @@ class Follower:
                 continue
             # The heartbeat that opens every response proves nothing about the job.
             if line.event_id or (line.type == "heartbeat" and line.value.get("phase") != "connected"):
-                self._new_came()
+                self._back_off.begin_anew()
             if line.type == "invocationStarted":
                 self.invocation_id = self.invocation_id or line.value.get("invocationId")
             yield line
@@ -185,25 +171,9 @@ class Follower:
         is_known = ending is not None and ending.event_id is not None and ending.event_id <= self.cursor
         return ending._replace(event_id=None) if ending and is_known else None
 
-    def _new_came(self) -> None:
-        self._tries = 0
-
     def _is_passing(self, exc: ClientError) -> bool:
         if self.invocation_id is None:
             return False
         if isinstance(exc, Refused):
-            return exc.status in _PASSING_STATUSES
+            return exc.status in PASSING_STATUSES
         return self._reached or isinstance(exc, Dropped)
-
-    def _back_off(self, why: str, retry_after_s: int) -> None:
-        pacing = self._endpoint.pacing
-        if self._tries == 0:  # trouble begins now, however long the stream was silent or this machine asleep
-            self._give_up_at = pacing.now() + self._retry_for_s
-        remaining_s = self._give_up_at - pacing.now()
-        if remaining_s <= 0:
-            raise GaveUp(f"gave up after {self._retry_for_s:g} s without anything new: {why}")
-        longest_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2 ** min(self._tries, 10))
-        wait_s = min(max(longest_s * pacing.jitter(), retry_after_s), remaining_s)
-        self._tries += 1
-        self._pause(why, wait_s)
-        pacing.sleep(wait_s)

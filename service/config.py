@@ -133,6 +133,9 @@ class ServiceConfig:
     first_event_grace_s: float = 1.0
     write_timeout_s: float = 30.0
     lease_s: float = 30.0
+    usage_grace_s: float = 1.0
+    abandon_s: float = 30.0
+    pause_limit_s: float = 48 * 3600.0  # the daily window frees its oldest bucket after 24 h 10 min
     retention_s: float = 24 * 3600.0
     upstream_silence_s: float = 900.0
     max_token_s: float = 3600.0
@@ -141,6 +144,7 @@ class ServiceConfig:
     running_invocations: int = 1000
     open_readers: int = 10_000
     readers_per_principal: int = 100
+    unstored_bytes: int = 64 * KIB * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +293,10 @@ def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, upstreams
         reader.faults.append(
             f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
         )
-    if runtime.on_disconnect != "continue":
-        reader.faults.append(f'{where}.on_disconnect must be "continue", not {runtime.on_disconnect!r}')
+    if runtime.on_disconnect not in ("continue", "cancel"):
+        reader.faults.append(
+            f'{where}.on_disconnect must be "continue" or "cancel", not {runtime.on_disconnect!r}'
+        )
     for entry in runtime.tools:
         if not re.fullmatch(r"[\w.]+:\w+", entry):
             reader.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')

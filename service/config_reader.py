@@ -20,6 +20,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "drain_s": (0, 105),  # and the rest of ECS's 120 s to end what is left
     "first_event_grace_s": (0, 10),
     "lease_s": (1, 300),
+    "usage_grace_s": (0, 30),
+    "abandon_s": (0.1, 3600),
     "deadline_s": (1, MAX_DEADLINE_S),
     "max_token_s": (300, 24 * 3600),
     "body_limit_bytes": (1, MAX_BODY_BYTES),

@@ -8,6 +8,7 @@
     │   ├── NotFound                not-found                404
     │   ├── MethodNotAllowed        method-not-allowed       405
     │   ├── NotAcceptable           not-acceptable           406
+    │   ├── AlreadyEnded            already-ended            409
     │   ├── BodyTooLarge            body-too-large           413
     │   ├── UnsupportedMediaType    unsupported-media-type   415
     │   ├── BudgetExceeded          budget-exceeded          422
@@ -29,7 +30,10 @@
     │   └── UpstreamTimeout         upstream-timeout         504
     └── InvocationError     the job's own endings
         ├── TurnsExhausted          turns-exhausted          422
-        ├── Interrupted             interrupted              503
+        ├── PauseExpired            pause-expired            429
+        ├── OutcomeUnknown          outcome-unknown          500
+        ├── AttemptsExhausted       attempts-exhausted       503
+        ├── RuntimeGone             runtime-gone             503
         ├── DeadlineExceeded        deadline-exceeded        504
         └── InternalError           internal-error           500
 
@@ -123,6 +127,11 @@ class MethodNotAllowed(Rejected):
 class NotAcceptable(Rejected):
     code, status = "not-acceptable", 406
     title = "None of the accepted media types can be produced"
+
+
+class AlreadyEnded(Rejected):
+    code, status = "already-ended", 409
+    title = "This invocation has ended"
 
 
 class BodyTooLarge(Rejected):
@@ -248,10 +257,26 @@ class TurnsExhausted(InvocationError):
     title = "The agent did not finish within its limit of turns"
 
 
-class Interrupted(InvocationError):
-    code, status = "interrupted", 503
-    title = "The process that ran this invocation went away before it was finished"
+class PauseExpired(InvocationError):
+    code, status = "pause-expired", 429
+    title = "The invocation waited for quota for longer than it may"
     retryable = True
+
+
+class OutcomeUnknown(InvocationError):
+    code, status = "outcome-unknown", 500
+    title = "A tool may or may not have been run, and must not be run twice"
+
+
+class AttemptsExhausted(InvocationError):
+    code, status = "attempts-exhausted", 503
+    title = "Every process that ran this invocation went away before it was finished"
+    retryable = True
+
+
+class RuntimeGone(InvocationError):
+    code, status = "runtime-gone", 503
+    title = "The runtime of this invocation is no longer served"
 
 
 class DeadlineExceeded(InvocationError):

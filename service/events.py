@@ -100,6 +100,11 @@ def encode(event_type: str, value: Mapping[str, Any]) -> bytes:
     return json.dumps({event_type: value}, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def started(invocation_id: str, runtime_id: str) -> bytes:
+    """Return the first event of every log, `1.1`: always the same bytes, whoever writes it."""
+    return encode("invocationStarted", {"invocationId": invocation_id, "runtimeId": runtime_id, "attempt": 1})
+
+
 def from_frame(event_type: bytes, payload: bytes) -> bytes:
     """Wrap an upstream's payload as an event; the payload's bytes pass through untouched.
 

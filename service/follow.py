@@ -1,24 +1,29 @@
-"""Follow an invocation: find its log (run here, run elsewhere, or ended), check the cursor, open a reader.
+"""Follow an invocation: find its log (run here, run elsewhere, paused or ended), check the cursor, open a
+reader.
 
-`api` calls it; a submission is "start, then follow", and a reattach is the same without the start. An
-invocation that another process runs is polled in the store, once per followed invocation per process, however
-many readers it has here.
+`api` calls it; a submission is "start, then follow", and a reattach is the same without the start. Who starts
+an attempt here says so with `adopt`. `app` says of which runtimes `presence` must know the readers.
+
+An invocation that runs elsewhere, or waits for quota, is polled in the store: once per process, however many
+readers it has here. A poll that was there before a takeover has seen events that are void since; it goes on
+for the readers that it has, and the next reader gets a new one, which reads what counts.
 """
 
 import asyncio
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from service.config import ServiceConfig
 from service.errors import Draining, InvalidCursor, Overloaded, StoreUnavailable, TooManyReaders
-from service.events import EventId, is_terminal
-from service.invocations import Invocation
+from service.events import Block, EventId, event_type, is_terminal
+from service.invocations import Invocation, State
 from service.log import Log
+from service.presence import Presence
 from service.readers import PIECE_BYTES, Pace, Reader, Wheel
 from service.stores import Store
 from service.wire import Wire
@@ -40,18 +45,28 @@ class Follow:
         config: ServiceConfig,
         clock: Callable[[], float],
         now_s: Callable[[], float],
+        *,
+        presence: Presence | None = None,
+        abandonable: Collection[str] = (),
     ) -> None:
+        """Follow in `store` and in the logs of this process.
+
+        `presence` is told of the readers of the runtimes in `abandonable`: those that nobody reads are
+        cancelled.
+        """
         self._store = store
         self._own_log = own_log
         self._config = config
         self._clock = clock
         self._now_s = now_s
+        self._presence = presence
+        self._abandonable = frozenset(abandonable)
         self.wheel = Wheel(config.heartbeat_s, clock)
         # The wheel looks at most one tick late: so silence never lasts longer than `heartbeat_s`.
         self._pace = Pace(config.heartbeat_s - self.wheel.tick_s, config.write_timeout_s)
         self._readers: set[Reader] = set()
         self._by_principal: Counter[str] = Counter()
-        self._polls: dict[str, _Poll] = {}
+        self._polls: dict[str, list[_Poll]] = {}
         self._draining = False
 
     def check_room(self, sub: str) -> None:
@@ -91,8 +106,10 @@ class Follow:
             self.check_room(invocation.sub)
         log = self._known_log(invocation)
         check_cursor(cursor, invocation, log)
+        poll = None
         if log is None:
-            log = self._polled_log(invocation)
+            poll = self._join_poll(invocation)
+            log = poll.log
         reader = Reader(
             invocation.invocation_id,
             log,
@@ -103,11 +120,11 @@ class Follow:
             self.wheel,
             self._deadline(token_expires_at_s),
         )
-        poll = self._polls.get(invocation.invocation_id)
-        if poll is not None and poll.log is log:
-            poll.readers += 1
+        presence = self._presence if invocation.runtime_id in self._abandonable else None
         self._readers.add(reader)
         self._by_principal[invocation.sub] += 1
+        if presence is not None:
+            presence.opened(invocation.invocation_id)
         if self._draining:
             reader.close("drain")
         try:
@@ -117,7 +134,15 @@ class Follow:
             self._by_principal[invocation.sub] -= 1
             if not self._by_principal[invocation.sub]:
                 del self._by_principal[invocation.sub]
-            self._unfollow(invocation.invocation_id, log)
+            if poll is not None:
+                self._leave_poll(invocation.invocation_id, poll)
+            if presence is not None:
+                presence.closed(invocation.invocation_id)
+
+    def adopt(self, invocation_id: str) -> None:
+        """Note that an attempt starts here: readers that follow by polling are sent on to its log."""
+        for poll in self._polls.get(invocation_id, ()):
+            poll.log.move()
 
     async def drain(self) -> None:
         """Take no further reader; end the open ones with `reconnect`, spread so that they don't stampede."""
@@ -134,10 +159,16 @@ class Follow:
         return min(segment, token)
 
     def _known_log(self, invocation: Invocation) -> Log | None:
-        """Return the log of an invocation that runs here or has ended; None if it runs elsewhere."""
+        """Return the log of an invocation that runs here or has ended; None if it runs elsewhere or nowhere.
+
+        A log of an attempt before the record's is not it: that attempt has been taken over, and this process
+        is the last to learn it.
+        """
         own = self._own_log(invocation.invocation_id)
-        if own is not None or invocation.last is None:
+        if own is not None and not own.moved and own.head.attempt >= invocation.attempt:
             return own
+        if invocation.last is None:
+            return None
         log = Log(head=invocation.last, ended=True, started_at=self._started_at(invocation))
         log.phase = "replay"
         return log
@@ -145,21 +176,35 @@ class Follow:
     def _started_at(self, invocation: Invocation) -> float:
         return self._clock() - (self._now_s() - invocation.created_at_ms / 1000)
 
-    def _polled_log(self, invocation: Invocation) -> Log:
-        """Return the log of an invocation that runs elsewhere: that of its poll, which begins at the start.
+    def _join_poll(self, invocation: Invocation) -> "_Poll":
+        """Return the poll of an invocation that does not run here; its log begins at the start.
 
         A reader with a cursor skips what it has; a poll that began at a cursor would believe the caller.
         """
-        poll = self._polls.get(invocation.invocation_id)
-        if poll is None:
+        polls = self._polls.setdefault(invocation.invocation_id, [])
+        if not polls or polls[-1].is_closed:
             log = Log(started_at=self._started_at(invocation))
-            log.phase, log.elsewhere = "elsewhere", True
-            task = asyncio.get_running_loop().create_task(self._poll(invocation.invocation_id, log))
-            poll = self._polls[invocation.invocation_id] = _Poll(log, task)
-        return poll.log
+            log.phase = "paused" if invocation.state is State.PAUSED else "elsewhere"
+            log.elsewhere = True
+            poll = _Poll(log, invocation.attempt)
+            poll.task = asyncio.get_running_loop().create_task(self._feed(invocation.invocation_id, poll))
+            polls.append(poll)
+        polls[-1].readers += 1
+        return polls[-1]
 
-    async def _poll(self, invocation_id: str, log: Log) -> None:
-        """Feed the log of an invocation that another process runs, until its terminal event."""
+    def _leave_poll(self, invocation_id: str, poll: "_Poll") -> None:
+        poll.readers -= 1
+        if poll.readers:
+            return
+        poll.task.cancel()
+        polls = self._polls[invocation_id]
+        polls.remove(poll)
+        if not polls:
+            del self._polls[invocation_id]
+
+    async def _feed(self, invocation_id: str, poll: "_Poll") -> None:
+        """Feed the log of an invocation that does not run here, until its terminal event."""
+        log = poll.log
         shortest_s, longest_s = POLL_S
         wait_s = shortest_s
         while not log.ended:
@@ -170,45 +215,58 @@ class Follow:
                 blocks = []
             except Exception:  # the edge of the poll: its readers are sent on instead of waiting in vain
                 logger.exception("poll failed", extra={"invocation_id": invocation_id})
-                log.fenced = True
+                log.moved = True  # found at the wheel's next look, so that a lasting fault is no tight loop
                 return
             for block in blocks:
-                log.mark_stored(block.last)
-                log.publish(block, ended=is_terminal(block.events[-1]))
+                poll.publish(block)
             if blocks:  # there may be more: a poll that begins has the whole log to read
                 wait_s = shortest_s
             elif not log.ended:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 1.5, longest_s)
 
-    def _unfollow(self, invocation_id: str, log: Log) -> None:
-        poll = self._polls.get(invocation_id)
-        if poll is not None and poll.log is log:  # else the reader had the log of an attempt that ran here
-            poll.readers -= 1
-            if not poll.readers:
-                poll.task.cancel()
-                del self._polls[invocation_id]
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Poll:
-    """The log of an invocation that runs elsewhere, the task that feeds it and how many readers need it."""
+    """The log of an invocation that does not run here, the task that feeds it and how many readers need it.
+
+    Attributes:
+        attempt: The current attempt when the poll began: of this and later ones it may see what gets void.
+        overtaken: It has seen such an attempt end: not all of its tail counts.
+    """
 
     log: Log
-    task: asyncio.Task[None]
+    attempt: int
+    task: asyncio.Task[None] = field(init=False)
     readers: int = 0
+    overtaken: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no further reader."""
+        return self.overtaken or self.log.moved
+
+    def publish(self, block: Block) -> None:
+        """Show a block that was read from the store."""
+        log = self.log
+        self.overtaken = self.overtaken or self.attempt <= log.head.attempt < block.attempt
+        log.phase = "paused" if event_type(block.events[-1]) == b"invocationPaused" else "elsewhere"
+        log.mark_stored(block.last)
+        log.publish(block, ended=is_terminal(block.events[-1]))
 
 
 def check_cursor(cursor: EventId, invocation: Invocation, log: Log | None) -> None:
     """Refuse a cursor that was never issued.
 
     A closed attempt may have issued more than it was granted, so any cursor of it is taken; so is one of an
-    attempt that runs elsewhere (`log` None), whose newest id is not known here. Else the newest id is known.
+    attempt that runs elsewhere (`log` None), whose newest id is not known here. Else the newest id is known:
+    from the log, or of a paused invocation from its record.
 
     Raises:
         InvalidCursor: It is beyond what was issued.
     """
-    newest = EventId(invocation.attempt, sys.maxsize) if log is None else log.head
-    if cursor > newest and cursor.attempt >= invocation.attempt:
-        shown = f"{invocation.attempt}.x" if log is None else str(newest)
+    newest = invocation.attempts[-1].last if log is None else log.head
+    beyond = EventId(invocation.attempt, sys.maxsize) if newest is None else newest
+    if cursor > beyond and cursor.attempt >= invocation.attempt:
+        shown = f"{invocation.attempt}.x" if newest is None else str(newest)
         raise InvalidCursor(f"The newest event has the id {shown}: send the last id that you received.")

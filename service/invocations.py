@@ -3,14 +3,15 @@
 Pure values: no I/O, no clock. A store writes and reads them, `runner` moves them on, `api` shows them.
 
     running ──> completed | failed | cancelled
-    running <─> paused ──> completed | failed | cancelled        (paused comes with the durable wait)
+    running <─> paused ──> completed | failed | cancelled
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from service.events import EventId
+from service.events import START, EventId
 
 
 class State(StrEnum):
@@ -34,6 +35,11 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
+
+
+def timestamp(at_ms: int) -> str:
+    """Write a time as the API does: ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Usage(NamedTuple):
@@ -70,14 +76,27 @@ class Usage(NamedTuple):
         return shown | {"estimated": True} if self.estimated else shown
 
 
+class AttemptEnd(StrEnum):
+    """Why an attempt ended: with its invocation, or without it."""
+
+    FINISHED = "finished"
+    PAUSED = "paused"
+    HANDED_OVER = "handed-over"
+    LOST = "lost"
+
+
 class Attempt(NamedTuple):
     """One execution: its number (the fencing number) and the last event that it was granted.
 
-    `last` is None while the attempt runs; then everything that it stored counts.
+    `last` is None while the attempt runs; then everything that it stored counts. An attempt that was granted
+    nothing has the `seq` 0. `end` is None while it runs; one that was handed over and waits for its successor
+    has an `end` and no `last`.
     """
 
     number: int
+    started_at_ms: int
     last: EventId | None = None
+    end: AttemptEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +116,11 @@ class Invocation:
     finished_at_ms: int | None = None
     terminal: bytes | None = None
     """The terminal event, once `finish` has committed it."""
+    cancel_requested_at_ms: int | None = None
+    paused_at_ms: int | None = None
+    """Set while it is paused; its deadline stands still from then on."""
+    resumes_at_ms: int | None = None
+    """While it is paused: when there may be room for its next model call."""
 
     @property
     def attempt(self) -> int:
@@ -107,3 +131,14 @@ class Invocation:
     def last(self) -> EventId | None:
         """The id of the terminal event, once there is one."""
         return self.attempts[-1].last if self.state.is_terminal else None
+
+    @property
+    def rewind_to(self) -> EventId:
+        """The last event that counts of all attempts before the current one; `START` if there is none."""
+        granted = (attempt.last for attempt in reversed(self.attempts[:-1]))
+        return next((last for last in granted if last is not None and last.seq), START)
+
+    @property
+    def lost_attempts(self) -> int:
+        """How many attempts ended because their process died or stalled."""
+        return sum(attempt.end is AttemptEnd.LOST for attempt in self.attempts)

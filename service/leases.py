@@ -1,31 +1,45 @@
-"""Leases: this process's claim on the invocations that it runs, and the search for those of dead processes.
+"""The lease of this process: its claim on the invocations that it runs, and until when the claim is good.
 
-One lease per process, renewed every third of its length. A process that finds an expired lease claims its
-invocations with a higher attempt number: what the dead attempt held is settled as an estimate (on the
-deployment's account, not the caller's quota), and the invocation ends with `interrupted`, so that no log is
-left open. The same happens to invocations of its own that it does not run. `app` runs `keep` and `watch`.
+`app` runs `keep`; `runner` and its attempts ask `is_held` before they publish, and wait for `held` before
+they start a model call or a tool or write a decision; `takeover` looks for leases that have expired.
+
+    held ──(lease_s less a margin, on the monotonic clock)──> lapsed ──(renewed, told what is left)──> held
+
+A lapse ends nothing: another process's claim does. So after one (the process was stopped, the loop stalled,
+the store was down) the store is asked what is still owned before anything goes on.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from service.errors import Fenced, Interrupted, StoreUnavailable
-from service.events import Block, encode
-from service.invocations import State, Usage
-from service.ledger import persist
-from service.stores import Claim, Ending, Settlement, Store
+from service.errors import StoreUnavailable
+from service.stores import Store
 
 logger = logging.getLogger(__name__)
 
-CLAIMS_AT_ONCE: Final = 16
+# Others go by their own clocks: this process stops a tenth of the lease, at most 3 s, before they may claim.
+MARGIN: Final = 0.1
+LONGEST_MARGIN_S: Final = 3.0
+RETRY_S: Final = 1.0
 
 
-class Leases:
-    """The lease of one process."""
+Running = Callable[[], Mapping[str, int]]
+OnRegained = Callable[[Mapping[str, int]], None]
+
+
+class Lease:
+    """The lease of one process.
+
+    Args:
+        store: Where it is kept.
+        owner: This process's name in it.
+        lease_s: How long one renewal lasts.
+        now_ms: The wall clock, which others compare the lease with.
+        clock: A monotonic clock, in seconds, that goes on while the process is stopped.
+    """
 
     def __init__(
         self,
@@ -34,93 +48,83 @@ class Leases:
         owner: str,
         lease_s: float,
         now_ms: Callable[[], int],
-        running: Callable[[], Collection[str] | None] = lambda: None,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._owner = owner
         self._lease_s = lease_s
         self._now_ms = now_ms
-        self._running = running
+        self._clock = clock
+        self._good_s = lease_s - min(lease_s * MARGIN, LONGEST_MARGIN_S)
+        self._began = self._until = clock()  # lapsed
+        self._renewed: asyncio.Future[None] | None = None
+        self._failing = False
+        self._claims_from = self._began
 
-    async def keep(self) -> None:
-        """Renew the lease, for ever."""
+    def is_held(self) -> bool:
+        """Tell whether no other process can have claimed anything of ours yet."""
+        return self._clock() < self._until
+
+    def may_claim(self) -> bool:
+        """Tell whether what looks expired is: after an outage the others need a moment to renew theirs.
+
+        Else the first process that is back would take all that the others still run.
+        """
+        return self.is_held() and self._clock() >= self._claims_from
+
+    async def held(self) -> None:
+        """Wait until the lease is held; at once if it is."""
+        while not self.is_held():
+            if self._renewed is None:
+                self._renewed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._renewed)
+
+    async def keep(self, running: Running, on_regained: OnRegained) -> None:
+        """Renew the lease, for ever.
+
+        Args:
+            running: What runs here: invocation id -> attempt.
+            on_regained: Called after a lapse with those of it that others have claimed meanwhile, before
+                anybody who waits for `held` goes on.
+        """
         while True:
-            await self.renew()
-            await self._rest()
+            renewed = await self.renew(running, on_regained)
+            rest_s = self._lease_s / 3 if renewed else min(self._lease_s / 10, RETRY_S)
+            await asyncio.sleep(rest_s * random.uniform(0.8, 1.0))  # noqa: S311 (jitter)
 
-    async def watch(self) -> None:
-        """Look for what nobody runs any more, for ever; apart from `keep`, which must not wait."""
-        while True:
-            while await self.claim_expired() == CLAIMS_AT_ONCE:
-                pass  # there may be more
-            await self._rest()
-
-    async def _rest(self) -> None:
-        await asyncio.sleep(self._lease_s / 3 * random.uniform(0.8, 1.0))  # noqa: S311 (jitter)
-
-    async def renew(self) -> None:
-        """Prolong the lease; with a store that is down, the next round tries again."""
+    async def renew(self, running: Running = dict, on_regained: OnRegained = lambda _: None) -> bool:
+        """Prolong the lease; False if the store did not answer."""
+        asked_at = self._clock()
+        lost: dict[str, int] | None = None
         try:
             await self._store.renew_lease(self._owner, self._now_ms() + int(self._lease_s * 1000))
+            if not self.is_held():
+                lost = await self._lost(running())
         except StoreUnavailable:
-            logger.warning("lease not renewed")
+            logger.log(logging.DEBUG if self._failing else logging.WARNING, "lease not renewed")
+            self._failing = True
+            return False
+        lapsed = lost is not None and self._until > self._began
+        if self._failing or lapsed:
+            self._claims_from = self._clock() + self._lease_s / 3
+        self._failing = False
+        self._until = asked_at + self._good_s
+        if lost is not None:
+            on_regained(lost)
+        if self._renewed is not None:
+            renewed, self._renewed = self._renewed, None
+            renewed.set_result(None)
+        return True
+
+    async def _lost(self, running: Mapping[str, int]) -> dict[str, int]:
+        """Return what runs here though others have claimed it."""
+        owned = await self._store.owned(self._owner)
+        return {key: attempt for key, attempt in running.items() if owned.get(key) != attempt}
 
     async def give_back(self) -> None:
         """End the lease: nothing runs here any more."""
+        self._until = self._clock()
         try:
             await self._store.renew_lease(self._owner, 0)
         except StoreUnavailable:
             logger.warning("lease not given back")
-
-    async def claim_expired(self) -> int:
-        """Claim what nobody runs any more, and end it; returns how many, at most `CLAIMS_AT_ONCE`."""
-        try:
-            claims = await self._store.claim_expired(
-                self._owner, self._now_ms(), limit=CLAIMS_AT_ONCE, running=self._running()
-            )
-        except StoreUnavailable:
-            logger.warning("no look for expired leases")
-            return 0
-        for claim in claims:
-            fields = {"invocation_id": claim.invocation.invocation_id}
-            try:
-                await persist(partial(self._store.finish, _interrupted(claim), self._now_ms()))
-            except Fenced:  # this process stalled in between, and its claim was claimed in turn
-                logger.warning("claim fenced", extra=fields)
-            except Exception:  # the edge of one claim: the others must not wait for it
-                logger.exception("claim could not be ended", extra=fields)
-            else:
-                logger.warning("interrupted", extra=fields)
-        return len(claims)
-
-
-def _interrupted(claim: Claim) -> Ending:
-    """Return the ending of an invocation whose process died."""
-    invocation = claim.invocation
-    restarted = {"attempt": invocation.attempt, "rewindTo": str(invocation.attempts[-2].last)}
-    failure = Interrupted("Submit it again.")
-    problem = failure.problem(
-        instance=f"/runtimes/{invocation.runtime_id}/invocations/{invocation.invocation_id}",
-        invocationId=invocation.invocation_id,
-    )
-    events = (encode("attemptRestarted", restarted), encode("invocationFailed", {"problem": problem}))
-    settlements = tuple(
-        Settlement(
-            invocation_id=hold.invocation_id,
-            attempt=hold.attempt,
-            turn=hold.turn,
-            sub=hold.sub,
-            runtime_id=invocation.runtime_id,
-            model="",
-            usage=Usage(input_tokens=hold.tokens, estimated=True),
-            charged=False,
-        )
-        for hold in claim.open_holds
-    )
-    return Ending(
-        invocation.invocation_id,
-        invocation.attempt,
-        State.FAILED,
-        Block(invocation.attempt, 1, events),
-        settlements,
-    )

@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from service.config import Limits
-from service.errors import StoreUnavailable
+from service.errors import QuotaExceeded, StoreUnavailable
+from service.events import Block
 from service.invocations import Invocation, Usage
 from service.log import AttemptLog
-from service.stores import Hold, Settlement, Store
+from service.stores import RESERVATION_GRACE_MS, Hold, Settlement, Store, Turn
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -32,7 +33,6 @@ TOOLS_OVERHEAD_TOKENS: Final = 1024
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
 DOCUMENT_CEILING_TOKENS: Final = 150_000
-RESERVATION_GRACE_MS: Final = 3_600_000
 PERSIST_RETRY_S: Final = (0.1, 5.0)
 
 
@@ -87,7 +87,12 @@ class AttemptLedger:
     """The account of one attempt: what it holds, what it settled, what is settled with its ending.
 
     A settlement is remembered before it is written and forgotten when the store has it, so whatever
-    interrupts the write, the ending carries it; the store keeps the first of two.
+    interrupts the write, the ending carries it; the store keeps the first of two. Every decision waits until
+    this process's lease is held.
+
+    Attributes:
+        total: What the invocation has used, earlier attempts' charged usage included.
+        refused: The turn and the tokens of the hold that found no room, if one did.
     """
 
     def __init__(
@@ -97,7 +102,9 @@ class AttemptLedger:
         invocation: Invocation,
         model: str,
         limits: Limits,
+        *,
         now_ms: Callable[[], int],
+        held: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._pen = pen
@@ -105,9 +112,10 @@ class AttemptLedger:
         self._model = model
         self._limits = limits
         self._now_ms = now_ms
+        self._held = held
         self._unwritten: dict[int, Settlement] = {}
-        self._settled: dict[int, Settlement] = {}
         self.total = invocation.usage
+        self.refused: tuple[int, int] | None = None
 
     @property
     def unwritten(self) -> tuple[Settlement, ...]:
@@ -130,13 +138,24 @@ class AttemptLedger:
             tokens=tokens,
             expires_at_ms=reservation_expires_at_ms(invocation.deadline_at_ms),
         )
-        await persist(lambda: self._store.reserve(hold, self._limits, self._now_ms()))
+        await self._held()
+        try:
+            await persist(lambda: self._store.reserve(hold, self._limits, self._now_ms()))
+        except QuotaExceeded:
+            self.refused = turn, tokens
+            raise
 
-    async def settle(self, turn: int, usage: Usage) -> None:
-        """Settle a turn now, and store the events so far with it."""
+    async def settle(self, turn: int, usage: Usage, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Settle a turn now, and store the events and messages so far with it.
+
+        Raises:
+            Fenced: Another attempt has taken over; the usage is settled all the same.
+        """
         settlement = self._note(turn, usage)
-        await self._persist_with_events(settlement)
-        self._settled[turn] = self._unwritten.pop(turn)
+        await self._held()
+        written = replace(settlement, messages=_encode(messages), boundary=self._pen.log.head)
+        await self._with_events(lambda block: self._store.settle(written, self._now_ms(), block))
+        del self._unwritten[turn]
 
     def settle_at_end(self, turn: int, usage: Usage) -> None:
         """Settle a turn with the invocation's ending."""
@@ -148,18 +167,18 @@ class AttemptLedger:
         Raises:
             Fenced: Another attempt has taken over.
         """
-        completed = replace(
-            self._settled[turn],
-            messages=json.dumps(messages).encode(),  # in ASCII: a tool's input may escape half a character
-            boundary=self._pen.log.head,
+        await self._held()
+        completed = Turn(turn, _encode(messages), self._pen.log.head)
+        invocation_id, attempt = self._invocation.invocation_id, self._invocation.attempt
+        await self._with_events(
+            lambda block: self._store.complete_turn(invocation_id, attempt, completed, self._now_ms(), block)
         )
-        await self._persist_with_events(completed)
 
-    async def _persist_with_events(self, settlement: Settlement) -> None:
-        """Write a settlement and the events so far; if that is cut short, the ending has the events."""
+    async def _with_events(self, decide: Callable[[Block | None], Awaitable[object]]) -> None:
+        """Make a decision with the events so far; if that is cut short, the ending has the events."""
         block = await self._pen.take()
         try:
-            await persist(lambda: self._store.settle(settlement, self._now_ms(), block))
+            await persist(lambda: decide(block))
         except BaseException:
             self._pen.put_back(block)
             raise
@@ -179,6 +198,10 @@ class AttemptLedger:
         )
         self._unwritten[turn] = settlement
         return settlement
+
+
+def _encode(messages: Sequence[Mapping[str, Any]]) -> bytes:
+    return json.dumps(messages).encode()  # in ASCII: a tool's input may escape half a character
 
 
 def reservation_expires_at_ms(deadline_at_ms: int) -> int:

@@ -7,8 +7,9 @@
 ids. `GroupCommit` is the process's one writer of event logs.
 
 Invariants: ids are contiguous within an attempt; what is not stored yet is always in the tail, so the tail
-and the store together hold everything; a log whose unstored part grows over `UNSTORED_LIMIT_BYTES` holds its
-upstream back.
+and the store together hold everything; a log whose unstored part grows over `UNSTORED_LIMIT_BYTES`, or a
+process whose logs together do over `unstored_bytes`, holds its upstreams back; a pen publishes nothing while
+this process's lease has lapsed.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class Log:
     Attributes:
         head: The id of the newest event known here.
         ended: The newest event is the terminal one.
-        fenced: Another attempt has taken over: readers of this one must reattach.
+        moved: The attempt is not run here any more: its readers must reattach.
         elsewhere: Another process runs the attempt; `head` is what the store showed last.
         stored: Everything up to this id is in the store.
         phase, turn, started_at: What heartbeats say (`started_at` in the loop's time).
@@ -48,13 +49,14 @@ class Log:
 
     __slots__ = (
         "_floor",
+        "_leaving",
         "_listeners",
         "_tail",
         "_tail_bytes",
         "elsewhere",
         "ended",
-        "fenced",
         "head",
+        "moved",
         "phase",
         "started_at",
         "stored",
@@ -66,7 +68,7 @@ class Log:
         self.stored = head
         self.ended = ended
         self.elsewhere = False
-        self.fenced = False
+        self.moved = False
         self.phase = "starting"
         self.turn = 0
         self.started_at = started_at
@@ -74,6 +76,7 @@ class Log:
         self._tail: deque[tuple[EventId, int, Block]] = deque()  # (its last id, its bytes, block)
         self._tail_bytes = 0
         self._listeners: set[Listener] = set()
+        self._leaving: set[Callable[[], None]] = set()
 
     def publish(self, block: Block, *, ended: bool = False) -> int:
         """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
@@ -128,23 +131,61 @@ class Log:
     def attached(self) -> int:
         return len(self._listeners)
 
+    def move(self) -> None:
+        """Note that the attempt is not run here any more, and send its readers on."""
+        self.moved = True
+        for leave in tuple(self._leaving):
+            leave()
+
+    def on_move(self, leave: Callable[[], None]) -> None:
+        """Call `leave` when the attempt moves; every reader's, attached or behind."""
+        self._leaving.add(leave)
+
+    def forget(self, leave: Callable[[], None]) -> None:
+        """Take back what `on_move` was given."""
+        self._leaving.discard(leave)
+
     def heartbeat(self, now: float) -> Heartbeat:
         """Say what the invocation is doing."""
         return Heartbeat(self.phase, self.turn, int(now - self.started_at))
 
 
 class AttemptLog:
-    """The pen of one attempt: numbers events, publishes them, hands them to the group commit."""
+    """The pen of one attempt: numbers events, publishes them, hands them to the group commit.
 
-    __slots__ = ("_attempt", "_commit", "_first_frame", "_invocation_id", "_next_seq", "log")
+    While `may_publish` says no (the lease has lapsed: another attempt may be on its way), events are held
+    back without an id, and with them the upstream; `catch_up` lets them go.
+    """
 
-    def __init__(self, log: Log, invocation_id: str, attempt: int, commit: "GroupCommit") -> None:
+    __slots__ = (
+        "_attempt",
+        "_commit",
+        "_first_frame",
+        "_held",
+        "_invocation_id",
+        "_let_go",
+        "_may_publish",
+        "_next_seq",
+        "log",
+    )
+
+    def __init__(
+        self,
+        log: Log,
+        invocation_id: str,
+        attempt: int,
+        commit: "GroupCommit",
+        may_publish: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.log = log
         self._invocation_id = invocation_id
         self._attempt = attempt
         self._next_seq = 1
         self._commit = commit
+        self._may_publish = may_publish
         self._first_frame: Callable[[], None] | None = None
+        self._held: list[bytes] = []
+        self._let_go: asyncio.Future[None] | None = None
 
     def on_first_frame(self, call: Callable[[], None]) -> None:
         """Call once, when the upstream's first frame has been appended."""
@@ -152,6 +193,8 @@ class AttemptLog:
 
     def append(self, events: Sequence[bytes]) -> Awaitable[None] | None:
         """Append events; returns what to wait for before more may come, or None."""
+        if self._held or not self._may_publish():
+            return self._hold_back(events)
         block = self.number(events)
         size_bytes = self.log.publish(block)
         return self._commit.add(self._invocation_id, self.log, block, size_bytes)
@@ -163,6 +206,22 @@ class AttemptLog:
             call, self._first_frame = self._first_frame, None
             call()
         return waiting
+
+    def catch_up(self) -> None:
+        """Publish what was held back: the lease is held again, and the attempt is still this process's."""
+        held, self._held = self._held, []
+        if held:
+            self.append(held)
+        if self._let_go is not None:
+            let_go, self._let_go = self._let_go, None
+            if not let_go.done():
+                let_go.set_result(None)
+
+    def _hold_back(self, events: Sequence[bytes]) -> Awaitable[None]:
+        self._held += events
+        if self._let_go is None:
+            self._let_go = asyncio.get_running_loop().create_future()
+        return asyncio.shield(self._let_go)
 
     async def take(self) -> Block | None:
         """Take what is not stored yet out of the group commit, to store it in a larger decision."""
@@ -208,15 +267,29 @@ class GroupCommit:
     A store that is down keeps the events pending and is tried again; readers go on from the tail meanwhile.
     """
 
-    def __init__(self, store: Store, now_ms: Callable[[], int], on_fenced: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        now_ms: Callable[[], int],
+        on_fenced: Callable[[str], None],
+        *,
+        unstored_bytes: int = 64 * UNSTORED_LIMIT_BYTES,
+    ) -> None:
         self._store = store
         self._now_ms = now_ms
         self._on_fenced = on_fenced
+        self._limit_bytes = unstored_bytes
         self._pending: dict[str, _Pending] = {}
         self._pending_bytes = 0
+        self._writing_bytes = 0
         self._some = asyncio.Event()
         self._full = asyncio.Event()
         self._writing = asyncio.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the store is so far behind that this process should take no further work."""
+        return self._pending_bytes + self._writing_bytes >= self._limit_bytes
 
     def add(self, invocation_id: str, log: Log, block: Block, size_bytes: int) -> Awaitable[None] | None:
         """Queue the next block; returns what to wait for when the log is too far ahead of the store."""
@@ -229,7 +302,7 @@ class GroupCommit:
         self._pending_bytes += size_bytes
         if self._pending_bytes >= COMMIT_AT_BYTES:
             self._full.set()
-        if pending.size_bytes < UNSTORED_LIMIT_BYTES:
+        if pending.size_bytes < UNSTORED_LIMIT_BYTES and not self.is_full:
             return None
         if pending.room is None:
             pending.room = asyncio.get_running_loop().create_future()
@@ -275,7 +348,7 @@ class GroupCommit:
     async def _write(self) -> bool:
         async with self._writing:
             writing, self._pending = self._pending, {}
-            self._pending_bytes = 0
+            self._writing_bytes, self._pending_bytes = self._pending_bytes, 0
             self._some.clear()
             self._full.clear()
             if not writing:
@@ -291,6 +364,8 @@ class GroupCommit:
             except BaseException:
                 self._put_back(writing)
                 raise
+            finally:
+                self._writing_bytes = 0
         for invocation_id, pending in writing.items():
             _release(pending)
             if invocation_id in fenced:

@@ -9,8 +9,8 @@
 An attached reader writes from the log's callback: ASGI `send` finishes at once unless the transport is full,
 so it is driven by hand, without a task. When it does not finish, a task takes the same `send` over, and the
 reader is *behind*: it holds no events, only its cursor, and is served from the tail or the store, 64 KB at a
-time. So a reader's memory is bounded by one such piece, plus uvicorn's write buffer (64 KB and one piece),
-however slow its peer.
+time. So a reader's memory is bounded, however slow its peer and long the log: by one such piece (64 KB and at
+most one block of events more; the store's are up to 300 KB), and by uvicorn's write buffer (the same again).
 """
 
 import asyncio
@@ -111,12 +111,16 @@ class Reader:
             self._touch()
             self._began = True
             self._wheel.add(self)
+            self._log.on_move(self._leave)
+            if self._log.moved:
+                self._leave()
             self._advance()
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
             self.end = self.end or "disconnect"
             self._log.detach(self._listener)
+            self._log.forget(self._leave)
             self._wheel.remove(self)
             if self._sending is not None:
                 self._sending.cancel()
@@ -147,14 +151,19 @@ class Reader:
             if self._close_reason is not None:
                 self._reconnect(self._close_reason)
                 return
-            blocks = self._log.after(self.cursor, limit_bytes=PIECE_BYTES)
+            log = self._log
+            if self.cursor > log.head and not (log.ended or log.elsewhere):
+                # The store has shown events of a later attempt, before this process knows that it is fenced.
+                self._reconnect("segment-end")
+                return
+            blocks = log.after(self.cursor, limit_bytes=PIECE_BYTES)
             if blocks is None:
                 self._hand_over(self._replay())
                 return
-            if not blocks and self._log.ended:  # the cursor is the terminal event's: nothing follows
+            if not blocks and log.ended:  # the cursor is the terminal event's: nothing follows
                 self._write(b"", end="terminal")
             elif not blocks:
-                self._log.attach(self._listener)
+                log.attach(self._listener)
                 return
             elif not self._write_blocks(blocks):
                 return
@@ -285,12 +294,15 @@ class Reader:
         if self._stuck_at is not None and now >= self._stuck_at:
             self.end = "stuck"
             self._abort()
-        elif self._log.fenced:
-            self.close("segment-end")
+        elif self._log.moved:
+            self._leave()
         elif now >= self._deadline[0]:
             self.close(self._deadline[1])
         elif now >= self._beat_at and self._sending is None:
             self._write(self._wire.heartbeat(self._log.heartbeat(now)))
+
+    def _leave(self) -> None:
+        self.close("segment-end")
 
     def close(self, reason: str) -> None:
         """End this response with `reconnect`, after what is being sent."""

@@ -33,7 +33,7 @@ MAX_SHOWN_NAME: Final = 64
 _ESCAPED_COLON: Final = re.compile(rb"\\u003[aA]")
 
 # https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStream.html (requestMetadata)
-MAX_METADATA_PAIRS: Final = 16
+MAX_METADATA_PAIRS: Final = 15  # of 16: `converse` adds one
 _METADATA_KEY: Final = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,\-.]{1,256}", re.ASCII)
 _METADATA_VALUE: Final = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,\-.]{0,256}", re.ASCII)
 OUR_METADATA_PREFIX: Final = "headrace"

@@ -163,9 +163,9 @@ class Tools:
     def __bool__(self) -> bool:
         return bool(self._tools)
 
-    def is_idempotent(self, name: str) -> bool:
-        """Tell whether a call whose outcome is unknown may be made again; never if the name is unknown."""
-        return name in self._tools and self._tools[name].idempotent
+    def may_repeat(self, name: str) -> bool:
+        """Tell whether a call whose outcome is unknown may be made again; an unknown name runs nothing."""
+        return name not in self._tools or self._tools[name].idempotent
 
     async def run(self, call: ToolCall, name: str, raw_input: bytes) -> ToolResult:
         """Make one call and return what to tell the model; `raw_input` is the input as the model streamed it.

@@ -1,19 +1,11 @@
 """What the API shows of records and accounts, as JSON documents. Pure; called by `api`."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from service.config import Limits
 from service.events import event_type, event_value
-from service.invocations import Invocation
+from service.invocations import Attempt, Invocation, timestamp
 from service.stores import Account
-
-
-def timestamp(at_ms: int | None) -> str | None:
-    """Show a time as ISO 8601 in UTC, to the millisecond."""
-    if at_ms is None:
-        return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def location(invocation: Invocation) -> str:
@@ -28,21 +20,37 @@ def record(invocation: Invocation) -> dict[str, Any]:
         "runtimeId": invocation.runtime_id,
         "sessionId": invocation.session_id,
         "state": str(invocation.state),
-        "attempts": [
-            {"attempt": attempt.number, "lastEventId": str(attempt.last) if attempt.last else None}
-            for attempt in invocation.attempts
-        ],
+        "attempts": [_attempt(attempt) for attempt in invocation.attempts],
         "createdAt": timestamp(invocation.created_at_ms),
         "updatedAt": timestamp(invocation.updated_at_ms),
         "deadlineAt": timestamp(invocation.deadline_at_ms),
-        "finishedAt": timestamp(invocation.finished_at_ms),
+        "finishedAt": _maybe(invocation.finished_at_ms),
         "usage": invocation.usage.as_json(),
         "events": location(invocation) + "/events",
     }
+    moments = {
+        "cancelRequestedAt": invocation.cancel_requested_at_ms,
+        "pausedAt": invocation.paused_at_ms,
+        "resumesAt": invocation.resumes_at_ms,
+    }
+    shown |= {name: timestamp(at_ms) for name, at_ms in moments.items() if at_ms is not None}
     if invocation.terminal is not None:
         kind = event_type(invocation.terminal).decode()
         shown["terminalEvent"] = {"id": str(invocation.last), kind: event_value(invocation.terminal)}
     return shown
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "attempt": attempt.number,
+        "startedAt": timestamp(attempt.started_at_ms),
+        "lastEventId": str(attempt.last) if attempt.last is not None and attempt.last.seq else None,
+        "end": attempt.end and str(attempt.end),
+    }
+
+
+def _maybe(at_ms: int | None) -> str | None:
+    return None if at_ms is None else timestamp(at_ms)
 
 
 def usage(account: Account, limits: Limits) -> dict[str, Any]:

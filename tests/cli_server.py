@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -65,9 +65,11 @@ class CliServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_stopping = True
-        with socket.create_connection(self._listener.getsockname(), timeout=LIMIT_S):
-            self._thread.join(LIMIT_S)
-        self._listener.close()
+        if self._is_listening:
+            with socket.create_connection(self._listener.getsockname(), timeout=LIMIT_S):
+                self._thread.join(LIMIT_S)
+            self._listener.close()
+        self._thread.join(LIMIT_S)
         if error is None:
             assert self._faults == []
             assert self._replies == []
@@ -77,8 +79,16 @@ class CliServer:
     def essences(self) -> list[tuple[str, str, str | None]]:
         return [request.essence for request in self.requests]
 
+    def go_away(self) -> None:
+        """Refuse every further connection; called by a reply, which is still sent."""
+        self._listener.close()
+
+    @property
+    def _is_listening(self) -> bool:
+        return self._listener.fileno() != -1
+
     def _serve(self) -> None:
-        while True:
+        while self._is_listening:
             connection, _ = self._listener.accept()
             connection.settimeout(LIMIT_S)
             with connection:
@@ -132,9 +142,11 @@ def document(value: Any, status: str = "200 OK", **headers: str) -> list[bytes]:
     return ["\r\n".join(lines).encode() + b"\r\n\r\n" + body]
 
 
-def problem(status: int, code: str, title: str, detail: str, **headers: str) -> list[bytes]:
-    """Return a reply with a problem document."""
-    value = {"status": status, "code": code, "title": title, "detail": detail}
+def problem(
+    status: int, code: str, title: str, detail: str, *, more: Mapping[str, Any] | None = None, **headers: str
+) -> list[bytes]:
+    """Return a reply with a problem document; `more` are further members."""
+    value = {"status": status, "code": code, "title": title, "detail": detail, **(more or {})}
     return document(value, f"{status} Nope", Content_Type="application/problem+json", **headers)
 
 

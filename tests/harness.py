@@ -152,6 +152,7 @@ async def serving(
             open_upstream=open_upstream,
             open_jwks=open_jwks,
             now_s=lambda: clock.now_ms() / 1000,
+            monotonic_s=clock.monotonic_s,
             telemetry=lines,  # type: ignore[arg-type]
         ),
     )

@@ -45,6 +45,9 @@ STREAMS: Final = {
         "A reader that does not keep up costs a bounded amount of memory and delays nobody else.",
         _ARCHITECTURE,
     ),
+    "leaving-readers-leave-nothing": Promise(
+        "However many readers leave at once, nothing of them is left behind.", _ARCHITECTURE
+    ),
     "hang-up-hurts-nobody": Promise(
         "A reader that hangs up changes nothing for the other readers.", _ARCHITECTURE
     ),
@@ -70,6 +73,46 @@ JOBS: Final = {
         _ARCHITECTURE,
     ),
     "turn-limit": Promise("An agent makes at most `max_turns` model calls.", _CONFIGURATION),
+    "killed-process-goes-on": Promise(
+        "An invocation whose process dies or stalls goes on in another one, from its last stored turn.",
+        _ARCHITECTURE,
+    ),
+    "handed-over-goes-on": Promise(
+        "What a draining process can't finish goes on in another one at once, and is no lost attempt.",
+        _ARCHITECTURE,
+    ),
+    "attempts-limit": Promise("An invocation that three processes have lost is ended.", _API),
+    "lapsed-lease-sends-nothing": Promise(
+        "Past its lease a process sends no event until it has renewed it; what a fenced-out one writes is"
+        " never read.",
+        _ARCHITECTURE,
+    ),
+    "lapsed-lease-spends-nothing": Promise(
+        "Past its lease a process starts no model call and no tool until it has renewed it.", _ARCHITECTURE
+    ),
+    "no-tool-twice": Promise(
+        "A tool that is not idempotent is never run again where it may have run already.", _ARCHITECTURE
+    ),
+    "tool-key-stable": Promise(
+        "A tool that is run again gets the same arguments and the same idempotency key.", _CONFIGURATION
+    ),
+    "cancel-reaches-everything": Promise(
+        "A cancellation reaches model call and tools within 2 s, whichever process was asked.", _API
+    ),
+    "abandoned-job-cancelled": Promise(
+        'With `on_disconnect = "cancel"` an invocation that nobody reads any more is cancelled.',
+        _CONFIGURATION,
+    ),
+    "pauses-at-quota": Promise(
+        "An invocation that meets its quota between turns waits with its state intact, and goes on.", _API
+    ),
+    "fair-share": Promise("One principal's burst never takes all of a process.", _ARCHITECTURE),
+    "sheds-before-work": Promise(
+        "A process that can take no more says so before it has done any work.", _API
+    ),
+    "process-ends-in-time": Promise(
+        "A process ends within 120 s of its first SIGTERM, whatever happens.", _ARCHITECTURE
+    ),
     "sigterm-reconnects-readers": Promise(
         "On SIGTERM every reader gets `reconnect` with its cursor, and no new invocation is admitted.", _API
     ),

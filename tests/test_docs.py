@@ -1,16 +1,24 @@
 """The documents say what is so: names in them exist, what exists is in them, links and examples work."""
 
+import asyncio
 import json
 import re
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from local.answers import answer
+from local.scripts import Delay, Wait
+from local.stack import Stack
 from service import cli
 from service.config import Catalog, ConfigError, Settings
 from service.errors import HeadraceError
+from tests.e2e.client import CATALOG, calling
+from tests.e2e.cutting_proxy import CuttingProxy
 
 ROOT: Final = Path(__file__).parents[1]
 REQUIRED: Final = {
@@ -34,6 +42,30 @@ PRESENT: Final = {
     if name != "CHANGELOG.md" and not name.startswith("docs/decisions/")
 }
 ALL_PRESENT: Final = "\n".join(PRESENT.values())
+
+WORDS: Final = [f"word{number} " for number in range(30)]
+SAMPLE_LIMIT_S: Final = 45.0
+# What the page or the program around a documented client has, and what it does with it: URL and token are
+# its arguments, and it prints how the job ended and what was said.
+CALLERS: Final = {
+    "python": (
+        [sys.executable, "-"],
+        """
+import sys
+print(json.dumps(answer(sys.argv[1], "writer", {"prompt": "Count."}, lambda: sys.argv[2])))
+""",
+    ),
+    "js": (
+        ["node", "--input-type=module", "-"],
+        """
+const [url, token] = process.argv.slice(2);
+let shown;
+const show = (text) => { shown = text; };
+const last = await answer(url, "writer", { prompt: "Count." }, async () => token, show);
+console.log(JSON.stringify([last.type, shown]));
+""",
+    ),
+}
 
 _FENCE: Final = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE: Final = re.compile(r"`([^`\n]+)`")
@@ -161,3 +193,50 @@ def test_anchors_are_those_of_headings() -> None:
     text = "# The HTTP `API`, in short\n```sh\n# not a heading\n```\n## 2. Errors & codes\n"
 
     assert anchors(text) == {"the-http-api-in-short", "2-errors--codes"}
+
+
+async def run_sample(language: str, url: str, token: str) -> asyncio.subprocess.Process:
+    """Start the client that the API's document shows in a language, against the service at `url`."""
+    command, caller = CALLERS[language]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        url,
+        token,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write("\n".join([*fences(DOCUMENTS["docs/api.md"], language), caller]).encode())
+    process.stdin.close()
+    return process
+
+
+@pytest.mark.promise("reattach-exactly-once", "retry-attaches", "killed-process-goes-on")
+@pytest.mark.parametrize("language", CALLERS)
+async def test_the_documented_clients_survive_cut_connections_and_killed_processes(
+    language: str, tmp_path: Path
+) -> None:
+    command, _ = CALLERS[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    slow = answer(deltas=WORDS, delay_s=0.05).insert(0, Delay(0.5))  # the POST is cut before it is answered
+    async with (
+        Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
+        calling(stack) as ann,
+        CuttingProxy([service.url for service in stack.services], cut_after_s=0.2) as proxy,
+        asyncio.timeout(SAMPLE_LIMIT_S),
+    ):
+        await stack.bedrock.script("writer-model", slow.insert(20, Wait("never")), slow)
+        client = await run_sample(language, proxy.url, ann.token)
+        await stack.bedrock.account(waiting="never")
+        await asyncio.gather(*(service.kill() for service in stack.services))
+        await asyncio.gather(*(service.start() for service in stack.services))
+        stdout, stderr = await client.communicate()
+        _, page = await ann.get("/runtimes/writer/invocations")
+
+    assert (json.loads(stdout or "null"), stderr) == (["invocationCompleted", "".join(WORDS)], b"")
+    assert [[each["end"] for each in record["attempts"]] for record in page["invocations"]] == [
+        ["lost", "finished"]
+    ]
+    assert proxy.cuts > 2

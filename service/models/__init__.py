@@ -21,11 +21,16 @@ Deliver = Callable[[Sequence[Frame]], Awaitable[None] | None]
 """Take a batch, synchronously, without raising. An awaitable means: read no more until it is done."""
 
 
+async def _at_once() -> None:
+    """Wait for nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
 
     `max_tokens` is always sent upstream: what is unset reserves the model's maximum of the account's quota.
+    `before_try` is awaited right before each try, the first one too: what it raises ends the call.
     """
 
     model_id: str
@@ -34,6 +39,7 @@ class ModelRequest:
     system: str = ""
     tools: Sequence[Mapping[str, Any]] = ()
     request_metadata: Mapping[str, str] = field(default_factory=dict)
+    before_try: Callable[[], Awaitable[None]] = _at_once
 
 
 class Model(Protocol):

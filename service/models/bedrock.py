@@ -119,6 +119,7 @@ class BedrockModel:
         give_up_at_s = self._pacing.now_s() + RETRY_WINDOW_S
         ceilings_s = iter(RETRY_CEILINGS_S)
         while True:
+            await request.before_try()
             try:
                 return await self._call(request, _Answer(deliver))
             except (UpstreamThrottled, UpstreamUnavailable) as refusal:

@@ -8,9 +8,9 @@ store nor the log nor HTTP.
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from service.invocations import Usage
+from service.invocations import Invocation, Usage
 from service.models import Deliver, Frame
 
 
@@ -19,7 +19,8 @@ class InvocationInput:
     """The job, as submitted and validated; what a takeover needs to run it again.
 
     `messages` are Bedrock Converse messages as JSON (bytes members in base64). `turns` are the messages that
-    completed turns of earlier attempts added, one tuple per turn.
+    turns of earlier attempts added, one tuple per turn; the last one may be the model's message alone, whose
+    tools had begun or were about to.
     """
 
     invocation_id: str
@@ -45,6 +46,42 @@ class InvocationInput:
             separators=(",", ":"),
         ).encode()
 
+    @classmethod
+    def from_json(cls, invocation: Invocation, stored: bytes, turns: Sequence[bytes]) -> Self:
+        """Read what `to_json` wrote, with the messages of the turns that earlier attempts stored.
+
+        Raises:
+            ValueError: It was not written by `to_json`, or by a version that is too old.
+        """
+        document = json.loads(stored)
+        try:
+            return cls(
+                invocation_id=invocation.invocation_id,
+                runtime_id=invocation.runtime_id,
+                sub=invocation.sub,
+                groups=tuple(document["groups"]),
+                session_id=invocation.session_id,
+                messages=tuple(document["messages"]),
+                max_tokens=document["maxTokens"],
+                request_metadata=document["requestMetadata"],
+                turns=tuple(tuple(json.loads(turn)) for turn in turns),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError("not the input of an invocation") from error
+
+    @classmethod
+    def unreadable(cls, invocation: Invocation) -> Self:
+        """Stand for an input that can't be read, where only the ending of its invocation is to be written."""
+        return cls(
+            invocation.invocation_id,
+            invocation.runtime_id,
+            invocation.sub,
+            (),
+            invocation.session_id,
+            (),
+            0,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Effects:
@@ -54,21 +91,25 @@ class Effects:
         attempt: The number of the attempt.
         emit: Append events of our own types, encoded by `events.encode`.
         deliver: Append a batch of upstream frames; the `Deliver` of a model call.
-        enter: Say what is going on now (phase, turn); heartbeats show it.
+        enter: Say what begins now (phase, turn), before a model call or a tool; heartbeats show it. Waits
+            until this process may act for the invocation.
         reserve: Hold `tokens` for the model call of a turn. Raises QuotaExceeded, BudgetExceeded, Fenced.
-        settle: Replace the turn's hold by what was used, now, together with the events so far.
+        settle: Replace the turn's hold by what was used, now, together with the events so far and what the
+            model said: a takeover goes on from there. Raises Fenced.
         settle_at_end: The same for the last model call: it is committed with the invocation's ending.
         complete: Store what a turn added to the conversation; a takeover goes on after it. Raises Fenced.
+        usage_grace_s: How long a model call that is cancelled now is read on for its usage.
     """
 
     attempt: int
     emit: Callable[[Sequence[bytes]], None]
     deliver: Deliver
-    enter: Callable[[str, int], None]
+    enter: Callable[[str, int], Awaitable[None]]
     reserve: Callable[[int, int], Awaitable[None]]
-    settle: Callable[[int, Usage], Awaitable[None]]
+    settle: Callable[[int, Usage, Sequence[Mapping[str, Any]]], Awaitable[None]]
     settle_at_end: Callable[[int, Usage], None]
     complete: Callable[[int, Sequence[Mapping[str, Any]]], Awaitable[None]]
+    usage_grace_s: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """The `converse` runtime: the agent loop on a `Model`, turn after turn, tools in between.
 
-    hold (turn) -> model.converse -> settle (turn) -> tool_use? -> tools -> complete (turn) -> next turn
-                                                   -> else      -> the invocation completes
+    hold (turn) -> model.converse -> tool_use? -> settle (turn) -> tools -> complete (turn) -> next turn
+                                  -> else      -> the invocation completes
+
+A later attempt goes on after the last turn that was completed; of one that was only settled it runs the tools
+again, with the same arguments and idempotency keys, unless one of them must not run twice.
 
 `runner` calls it. It calls a `Model`, `Tools` and the `Effects` it is given. Frames pass from the model to
 the log in the connection's callback; what the next turn needs is parsed from them only when there is a next
@@ -10,19 +13,22 @@ turn.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from service.config import RuntimeConfig
-from service.errors import TurnsExhausted, UpstreamError, UpstreamFailed
+from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamError, UpstreamFailed
 from service.events import encode
 from service.invocations import Usage
 from service.ledger import input_bound_tokens
 from service.models import Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
-from service.runtimes.heard import Heard, ToolUse
+from service.runtimes.heard import Heard, ToolUse, tool_uses_in
 from service.tools import ToolCall, Tools
 
 Message = Mapping[str, Any]
+
+CALL_METADATA: Final = "headrace:call"
+"""Says in the upstream's own logs which model call this is: `<invocation>:<attempt>:<turn>`."""
 
 
 class ConverseRuntime:
@@ -44,28 +50,46 @@ class ConverseRuntime:
             UpstreamError: A model call was refused or failed; it is settled.
             QuotaExceeded, BudgetExceeded: A further turn may not start.
             TurnsExhausted: The model still wants tools after `max_turns`.
+            OutcomeUnknown: An earlier attempt ended while tools ran, and one of them must not run twice.
         """
-        messages: list[Message] = [*given.messages, *(message for turn in given.turns for message in turn)]
-        for turn in range(len(given.turns) + 1, self._config.max_turns + 1):
-            if turn > 1 or effects.attempt > 1:  # admission holds turn 1 of attempt 1
-                await self._reserve(turn, messages, given, effects)
-            heard = await self._call_model(turn, messages, given, effects)
-            try:
-                uses = heard.tool_uses() if heard.stop_reason == "tool_use" else []
-            except ValueError as error:
-                effects.settle_at_end(turn, heard.usage)
-                raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
-            if not uses or turn == self._config.max_turns:  # its last tools would run for nothing
-                effects.settle_at_end(turn, heard.usage)
-                if not uses:
-                    return Outcome(heard.stop_reason)
-                break
-            await effects.settle(turn, heard.usage)
+        done, begun = _begun_turn(given.turns)
+        messages: list[Message] = [*given.messages, *(message for turn in done for message in turn)]
+        for turn in range(len(done) + 1, self._config.max_turns + 1):
+            if begun is not None:
+                said, uses, begun = begun, self._repeatable(begun), None
+            else:
+                heard = await self._call_model(turn, messages, given, effects)
+                uses = self._tool_uses(turn, heard, effects)
+                if not uses or turn == self._config.max_turns:  # its last tools would run for nothing
+                    effects.settle_at_end(turn, heard.usage)
+                    if not uses:
+                        return Outcome(heard.stop_reason)
+                    break
+                said = heard.assistant_message()
+                await effects.settle(turn, heard.usage, (said,))
             results = await self._run_tools(turn, uses, given, effects)
-            added = (heard.assistant_message(), {"role": "user", "content": results})
+            added = (said, {"role": "user", "content": results})
             await effects.complete(turn, added)
             messages += added
         raise TurnsExhausted(f"The agent asked for tools {self._config.max_turns} times without an answer.")
+
+    def _repeatable(self, said: Message) -> list[ToolUse]:
+        """Return the tools that an earlier attempt may have run, if all of them may run again."""
+        uses = tool_uses_in(said)
+        for use in uses:
+            if not self._tools.may_repeat(use.name):
+                raise OutcomeUnknown(
+                    f"The tool {use.name} was about to run, or ran, when its process went away. It is not"
+                    " marked idempotent, so it was not run again: find out what it did, then submit again."
+                )
+        return uses
+
+    def _tool_uses(self, turn: int, heard: Heard, effects: Effects) -> list[ToolUse]:
+        try:
+            return heard.tool_uses() if heard.stop_reason == "tool_use" else []
+        except ValueError as error:
+            effects.settle_at_end(turn, heard.usage)
+            raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
 
     def _bound_tokens(self, messages: Sequence[Message]) -> int:
         return input_bound_tokens(self._config.instructions, messages, self._tools.specs)
@@ -82,28 +106,40 @@ class ConverseRuntime:
     async def _call_model(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
     ) -> Heard:
+        if turn > 1 or effects.attempt > 1:  # admission holds turn 1 of attempt 1
+            await self._reserve(turn, messages, given, effects)
         heard = Heard(
             effects.deliver,
             input_bound=self._bound_tokens(messages),
             max_output=given.max_tokens,
             keep=bool(self._tools),
         )
+        call_id = f"{given.invocation_id}:{effects.attempt}:{turn}"
+        tried = False
+
+        async def before_try() -> None:
+            nonlocal tried
+            await effects.enter("model", turn)
+            tried = True
+
         request = ModelRequest(
             model_id=self._config.model_id,
             messages=messages,
             max_tokens=given.max_tokens,
             system=self._config.instructions,
             tools=self._tools.specs,
-            request_metadata=given.request_metadata,
+            request_metadata={**given.request_metadata, CALL_METADATA: call_id},
+            before_try=before_try,
         )
-        effects.enter("model", turn)
+        call = asyncio.ensure_future(self._model.converse(request, heard))
         try:
-            await self._model.converse(request, heard)
-        except UpstreamError as error:
-            effects.settle_at_end(turn, heard.usage if error.billed or heard.generated else Usage())
-            raise
-        except BaseException:  # cancelled: the call was made, so it is paid for
-            effects.settle_at_end(turn, heard.usage)
+            await asyncio.shield(call)
+        except BaseException as error:
+            try:
+                if isinstance(error, asyncio.CancelledError):
+                    await _read_on(call, effects.usage_grace_s() if tried else 0)
+            finally:
+                effects.settle_at_end(turn, _used(call, heard) if tried else Usage())
             raise
         return heard
 
@@ -112,8 +148,8 @@ class ConverseRuntime:
     ) -> list[dict[str, Any]]:
         """Run the tools that a turn asked for, in order; errors are results for the model."""
         results: list[dict[str, Any]] = []
-        effects.enter("tool", turn)
         for number, use in enumerate(uses, 1):
+            await effects.enter("tool", turn)
             shown = {"toolUseId": use.tool_use_id, "name": use.name}
             effects.emit([encode("toolStarted", shown)])
             call = ToolCall(
@@ -135,3 +171,32 @@ class ConverseRuntime:
                 }
             )
         return results
+
+
+def _begun_turn(
+    turns: Sequence[tuple[Message, ...]],
+) -> tuple[Sequence[tuple[Message, ...]], Message | None]:
+    """Part the turns that are complete from the one of which only the model's message is there."""
+    if turns and len(turns[-1]) == 1:
+        return turns[:-1], turns[-1][0]
+    return turns, None
+
+
+async def _read_on(call: asyncio.Future[None], grace_s: float) -> None:
+    """Let a cancelled call go on for a moment, since its usage comes last; then end it, however it ends."""
+    try:
+        if grace_s:
+            await asyncio.wait([call], timeout=grace_s)
+    finally:
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
+def _used(call: asyncio.Future[None], heard: Heard) -> Usage:
+    """Return what a call that failed or was cut short has used: it was made, so it is paid for.
+
+    Unless the upstream refused it before it generated anything.
+    """
+    error = call.exception() if call.done() and not call.cancelled() else None
+    refused = isinstance(error, UpstreamError) and not error.billed and not heard.generated
+    return Usage() if refused else heard.usage

@@ -102,6 +102,12 @@ class Heard:
         return [parts[index] for index in sorted(parts)]
 
 
+def tool_uses_in(message: Mapping[str, Any]) -> list[ToolUse]:
+    """Return the tools that a stored message of the model asked for, in order."""
+    uses = (block["toolUse"] for block in message["content"] if "toolUse" in block)
+    return [ToolUse(use["toolUseId"], use["name"], json.dumps(use["input"]).encode()) for use in uses]
+
+
 def _content_block(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Turn the start and the deltas of one content block into the block; None if it says nothing."""
     kinds = {kind for part in parts for kind in part}

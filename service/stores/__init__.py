@@ -10,14 +10,22 @@ the calendar month (UTC). Reads ignore what has expired. A quota counts what was
 all live reservations.
 
 Every method may raise `StoreUnavailable`; after it the decision may or may not have been made, and calling
-again with the same arguments is safe: `settle` and `finish` are idempotent by their keys, `append_events` by
-event ids, `create_invocation` by the invocation id.
+again with the same arguments is safe: `settle`, `finish`, `pause` and `hand_over` are idempotent by their
+keys, `append_events` by event ids, `create_invocation` by the invocation id. An attempt that `resume` or
+`claim_expired` has begun then is an orphan (see `claim_expired`).
 
-Fencing: `append_events`, `reserve`, `settle(messages=...)` and `finish` name their attempt; one that is not
-the invocation's current attempt gets `Fenced`, and nothing that it wrote is ever read.
+Fencing: `append_events`, `reserve`, `settle` with messages or a block, `complete_turn`, `hand_over`, `pause`
+and `finish` name their attempt. One that is not the current attempt of a running invocation, or was handed
+over, may not write: it gets `Fenced`, and nothing of what it writes is ever read.
+
+Polls are cheap while there is nothing: `list_paused`, `cancel_requests`, `unread`, `claim_expired`.
+
+    running ──claim_expired──> running, next attempt     its owner's lease has expired, or it was handed over
+    running ──pause──> paused ──resume──> running, next attempt
+    running ──finish──> completed | failed | cancelled
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +36,7 @@ from service.invocations import Invocation, State, Usage
 WINDOW_S = 24 * 3600
 BUCKET_S = 600
 ORPHAN_AGE_S = 60
+RESERVATION_GRACE_MS = 3_600_000  # from the deadline until a hold lapses: a backstop, settlement is sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +88,10 @@ class Settlement:
     """What replaces a hold: the usage record of one turn's model call.
 
     `charged` False keeps it from the caller's quota (what a dead attempt used; the ledger has it all the
-    same). `messages` (JSON bytes) completes the turn: what the turn added to the conversation; `boundary` is
-    then the id of the last event that belongs to it, from which a takeover goes on. A block of events up to
-    the boundary can be stored with it in the same transaction.
+    same). `messages` (JSON bytes) is what the turn has added to the conversation so far: the model's
+    message, whose tools are still to be run. `boundary` is then the id of the last event that belongs to it,
+    from which a takeover goes on. A block of events up to the boundary can be stored with it in the same
+    transaction.
     """
 
     invocation_id: str
@@ -117,7 +127,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A completed turn, as a takeover needs it."""
+    """A turn as a takeover needs it: what it added to the conversation, and its last event's id.
+
+    Of the last turn `messages` may be the model's message alone: its tools had begun, or were about to.
+    """
 
     number: int
     messages: bytes
@@ -126,12 +139,46 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An invocation taken over from a dead owner: its new attempt is already this process's."""
+    """An invocation taken over from a dead owner, or resumed: its new attempt is already this process's."""
 
     invocation: Invocation
     input: bytes
     turns: tuple[Turn, ...]
-    open_holds: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """How an attempt leaves its invocation to the next one: what it used and has not settled yet."""
+
+    invocation_id: str
+    attempt: int
+    settlements: tuple[Settlement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """How an invocation comes to wait for quota between two turns.
+
+    Attributes:
+        block: Its last events, `invocationPaused` last; everything that the attempt wrote is granted.
+        turn, tokens: The model call that found no room; it has no hold.
+        resumes_at_ms: When there may be room.
+    """
+
+    invocation_id: str
+    attempt: int
+    block: Block
+    turn: int
+    tokens: int
+    resumes_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A paused invocation that is due to be looked at; `input` says whose limits count."""
+
+    invocation: Invocation
+    input: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +236,7 @@ class Store(Protocol):
         Raises:
             QuotaExceeded: As `create_invocation`.
             BudgetExceeded: Settled usage of this invocation + the hold is over `limits.invocation_tokens`.
-            Fenced: The attempt is not the current one, or the invocation has ended.
+            Fenced: The attempt may not write.
         """
         ...
 
@@ -203,8 +250,21 @@ class Store(Protocol):
             True if this call settled it, False if it had been settled before.
 
         Raises:
-            Fenced: `messages` or `block` was given and the attempt is not the current one. The usage is
-                settled all the same, and the turn is not written.
+            Fenced: `messages` or `block` was given and the attempt may not write. The usage is settled all
+                the same, and neither turn nor events are written.
+        """
+        ...
+
+    async def complete_turn(
+        self, invocation_id: str, attempt: int, turn: Turn, now_ms: int, block: Block | None = None
+    ) -> None:
+        """Write what a settled turn added to the conversation, in place of what `settle` wrote of it.
+
+        `block` are the events up to the turn's boundary that are not stored yet. Of two writes of a turn the
+        one with the later boundary stays, whichever comes last; it may be a later attempt's. Idempotent.
+
+        Raises:
+            Fenced: The attempt may not write.
         """
         ...
 
@@ -219,8 +279,7 @@ class Store(Protocol):
     async def read_events(self, invocation_id: str, after: EventId, *, limit_bytes: int) -> list[Block]:
         """Return stored events after a cursor, in order, only those that their attempts were granted.
 
-        Returns at least one block if there is any, and stops at about `limit_bytes`; `[]` means: nothing
-        (yet).
+        Returns at least one block if there is any, and stops at about `limit_bytes`; `[]`: nothing (yet).
         """
         ...
 
@@ -232,8 +291,74 @@ class Store(Protocol):
         repeated call returns the record.
 
         Raises:
-            Fenced: The attempt is not the current one, or another ending was committed.
+            Fenced: The attempt may not write, or another ending was committed.
         """
+        ...
+
+    async def hand_over(self, given: HandOver, now_ms: int) -> None:
+        """Leave a running invocation without an owner: `claim_expired` finds it at once.
+
+        The attempt is fenced then. Idempotent, also after another process has claimed the invocation.
+
+        Raises:
+            Fenced: The attempt may not write.
+        """
+        ...
+
+    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+        """Let a running invocation wait: last events, attempt closed, no owner, no concurrency slot.
+
+        Open holds are settled as by `finish`. Idempotent: a repeated call returns the record, maybe resumed.
+
+        Raises:
+            Fenced: The attempt may not write.
+        """
+        ...
+
+    async def list_paused(self, now_ms: int, *, limit: int) -> list[Paused]:
+        """Return paused invocations that are to be cancelled, then those that are due, longest due first.
+
+        Due: `resumes_at_ms` has passed, or what `postpone` said in its place.
+        """
+        ...
+
+    async def postpone(self, invocation_id: str, attempt: int, look_at_ms: int) -> None:
+        """Look at a paused invocation then, sooner or later; nothing happens if it is not paused any more."""
+        ...
+
+    async def resume(
+        self, invocation_id: str, attempt: int, owner: str, now_ms: int, *, limits: Limits | None
+    ) -> Claim:
+        """Begin the next attempt of an invocation that was paused in `attempt`.
+
+        Its deadline moves by as long as it was paused. With `limits` a concurrency slot is taken and the call
+        that `pause` named is held for, as the new attempt's, until `RESERVATION_GRACE_MS` after the deadline;
+        without, it is taken over only to be ended.
+
+        Raises:
+            Fenced: It is not paused (any more), or another attempt was.
+            QuotaExceeded, ConcurrencyExceeded, BudgetExceeded: There is (still) no room.
+        """
+        ...
+
+    async def request_cancel(self, invocation_id: str, now_ms: int) -> Invocation | None:
+        """Ask for the end of an invocation, once, and return its record, or None; an ended one stays so."""
+        ...
+
+    async def cancel_requests(self, owner: str) -> frozenset[str]:
+        """Return the owner's running invocations whose cancellation is asked for."""
+        ...
+
+    async def note_read(self, invocation_ids: Collection[str], now_ms: int) -> None:
+        """Note that these invocations have a reader now; unknown and ended ones are ignored."""
+        ...
+
+    async def unread(self, owner: str, since_ms: int) -> frozenset[str]:
+        """Return the owner's running invocations that had a reader once, and none after `since_ms`."""
+        ...
+
+    async def owned(self, owner: str) -> Mapping[str, int]:
+        """Return the current attempt of each running invocation of this owner."""
         ...
 
     async def account(self, sub: str, now_ms: int) -> Account:
@@ -249,12 +374,15 @@ class Store(Protocol):
     ) -> list[Claim]:
         """Take over running invocations whose owner's lease has expired, with a higher attempt number.
 
-        `running` are the invocations that `owner` really runs. Others of its own that were admitted more than
-        `ORPHAN_AGE_S` ago are claimed as well: their admission was never answered, or their attempt could not
-        be finished, and while the owner lives nobody else would end them.
+        Those that were handed over have no owner, and are claimed at once. `running` are the invocations that
+        `owner` really runs. Others of its own whose attempt began `ORPHAN_AGE_S` ago or earlier are claimed
+        as well: the answer to their admission, claim or resumption was lost, or their attempt could not be
+        finished, and while the owner lives nobody else would end them.
 
-        The old attempt is closed: granted are its stored events up to its last completed turn's boundary, or
-        up to `1.1`-like first event if no turn was completed. Two processes never claim the same attempt.
+        The old attempt is closed: granted are its stored events up to its last turn's boundary, or, without
+        one, up to its first event, if it stored any. A log of which nothing was stored gets its first event
+        (`events.started`) now. What the invocation still holds is settled at its full size: estimated, not
+        charged. Two processes never claim the same attempt.
         """
         ...
 

@@ -5,9 +5,11 @@ method is one operation of the store thread, so one transaction; its SQL stands 
 
     SqliteStore ──> sqlite_thread     groups calls, commits, maps SQLite's errors
                 ──> sqlite_ledger     quotas, holds, settlement        ──> windows
-                ──> sqlite_records    records, fences, turns
+                ──> sqlite_records    records                          ──> sqlite_attempts: fence, turns
                 ──> sqlite_events     event logs
-                ──> sqlite_leases     leases, takeover
+                ──> sqlite_leases     leases, takeover, hand-over
+                ──> sqlite_pauses     pause, resumption
+                ──> sqlite_signals    what owners are told: cancel, somebody reads
                     sqlite_schema     tables, migrations, the connection
 
 Exact among processes because every write begins with `BEGIN IMMEDIATE`: SQLite has one writer at a time per
@@ -16,7 +18,7 @@ stops waiting; what it called may still be done.
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,13 +26,28 @@ from typing import Final, Self
 
 from service.config import Limits
 from service.errors import Fenced
-from service.events import Block, EventId, is_terminal
+from service.events import Block, EventId, event_type, is_terminal
 from service.invocations import Invocation
-from service.stores import Account, Claim, Ending, EventBlock, Hold, NewInvocation, Settlement
+from service.stores import (
+    Account,
+    Claim,
+    Ending,
+    EventBlock,
+    HandOver,
+    Hold,
+    NewInvocation,
+    Pause,
+    Paused,
+    Settlement,
+    Turn,
+)
+from service.stores import sqlite_attempts as attempts
 from service.stores import sqlite_events as events
 from service.stores import sqlite_leases as leases
 from service.stores import sqlite_ledger as ledger
+from service.stores import sqlite_pauses as pauses
 from service.stores import sqlite_records as records
+from service.stores import sqlite_signals as signals
 from service.stores.sqlite_schema import open_database
 from service.stores.sqlite_thread import QUEUE_LIMIT, StoreThread
 
@@ -97,14 +114,25 @@ class SqliteStore:
             ValueError: The turn's boundary is missing, or is not stored by now; or as `append_events`.
         """
         if (settlement.messages is None) != (settlement.boundary is None):
-            raise ValueError("messages and boundary complete a turn together")
+            raise ValueError("messages and boundary make a turn together")
         settled, fenced = await self._thread.write(_settle, settlement, now_ms, block)
         if fenced:
             raise Fenced
         return settled
 
+    async def complete_turn(
+        self, invocation_id: str, attempt: int, turn: Turn, now_ms: int, block: Block | None = None
+    ) -> None:
+        """See `Store`.
+
+        Raises:
+            Fenced: As the port says.
+            ValueError: The turn's boundary is not stored by this attempt by now; or as `append_events`.
+        """
+        await self._thread.write(_complete_turn, invocation_id, attempt, turn, now_ms, block)
+
     async def append_events(self, blocks: Sequence[EventBlock], now_ms: int) -> frozenset[str]:
-        """See `Store`. Events whose ids are stored already are ignored; an ended invocation is fenced.
+        """See `Store`. Events whose ids are stored already are ignored.
 
         Raises:
             ValueError: A block leaves a gap, or gives a stored id to another event; nothing is stored then.
@@ -125,6 +153,56 @@ class SqliteStore:
         if not (ending.state.is_terminal and ending.block.events and is_terminal(ending.block.events[-1])):
             raise ValueError("an ending has a terminal state and a terminal event")
         return await self._thread.write(_finish, ending, now_ms)
+
+    async def hand_over(self, given: HandOver, now_ms: int) -> None:
+        """See `Store`."""
+        await self._thread.write(leases.hand_over, given, now_ms)
+
+    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+        """See `Store`.
+
+        Raises:
+            Fenced: As the port says.
+            ValueError: The last event is not `invocationPaused`; or as `append_events`.
+        """
+        if not pause.block.events or event_type(pause.block.events[-1]) != b"invocationPaused":
+            raise ValueError("a pause ends with invocationPaused")
+        return await self._thread.write(pauses.pause, pause, now_ms)
+
+    async def list_paused(self, now_ms: int, *, limit: int) -> list[Paused]:
+        """See `Store`."""
+        return await self._thread.read(pauses.list_due, now_ms, limit)
+
+    async def postpone(self, invocation_id: str, attempt: int, look_at_ms: int) -> None:
+        """See `Store`. One whose cancellation is asked for stays due."""
+        await self._thread.write(pauses.postpone, invocation_id, attempt, look_at_ms)
+
+    async def resume(
+        self, invocation_id: str, attempt: int, owner: str, now_ms: int, *, limits: Limits | None
+    ) -> Claim:
+        """See `Store`."""
+        return await self._thread.write(pauses.resume, invocation_id, attempt, owner, now_ms, limits)
+
+    async def request_cancel(self, invocation_id: str, now_ms: int) -> Invocation | None:
+        """See `Store`."""
+        return await self._thread.write(signals.request_cancel, invocation_id, now_ms)
+
+    async def cancel_requests(self, owner: str) -> frozenset[str]:
+        """See `Store`."""
+        return await self._thread.read(signals.cancel_requests, owner)
+
+    async def note_read(self, invocation_ids: Collection[str], now_ms: int) -> None:
+        """See `Store`. Where a later time is noted already, it stays."""
+        if invocation_ids:
+            await self._thread.write(signals.note_read, frozenset(invocation_ids), now_ms)
+
+    async def unread(self, owner: str, since_ms: int) -> frozenset[str]:
+        """See `Store`."""
+        return await self._thread.read(signals.unread, owner, since_ms)
+
+    async def owned(self, owner: str) -> Mapping[str, int]:
+        """See `Store`."""
+        return await self._thread.read(leases.owned, owner)
 
     async def account(self, sub: str, now_ms: int) -> Account:
         """See `Store`. With nothing used, the daily window resets now."""
@@ -172,7 +250,10 @@ def _create(db: sqlite3.Connection, new: NewInvocation, limits: Limits, now_ms: 
         taken = records.attach(db, new.idempotency, now_ms)
         if taken is not None:
             return taken
-    ledger.admit(db, new, limits, now_ms)
+    first = Hold(
+        new.invocation_id, 1, 1, new.sub, new.first_reservation_tokens, new.reservation_expires_at_ms
+    )
+    ledger.admit(db, first, limits, now_ms)
     return records.insert(db, new, now_ms)
 
 
@@ -183,16 +264,36 @@ def _settle(
     settled = ledger.settle(db, settlement, now_ms)
     if settlement.messages is None and block is None:
         return settled, False
-    barrier = records.fence(db, settlement.invocation_id)
-    if barrier is None or not barrier.admits(settlement.attempt):
-        return settled, True
-    if block is not None:
-        events.append(db, settlement.invocation_id, block, now_ms)
+    turn = None
     if settlement.messages is not None and settlement.boundary is not None:
-        records.complete_turn(
-            db, settlement.invocation_id, settlement.turn, settlement.messages, settlement.boundary
-        )
-    return settled, False
+        turn = Turn(settlement.turn, settlement.messages, settlement.boundary)
+    written = _write_turn(db, settlement.invocation_id, settlement.attempt, turn, now_ms, block)
+    return settled, not written
+
+
+def _complete_turn(
+    db: sqlite3.Connection, invocation_id: str, attempt: int, turn: Turn, now_ms: int, block: Block | None
+) -> None:
+    if not _write_turn(db, invocation_id, attempt, turn, now_ms, block):
+        raise Fenced
+
+
+def _write_turn(
+    db: sqlite3.Connection,
+    invocation_id: str,
+    attempt: int,
+    turn: Turn | None,
+    now_ms: int,
+    block: Block | None,
+) -> bool:
+    """Write the events of an attempt, then its turn; returns False if it is fenced: nothing was written."""
+    if not attempts.may_write(db, invocation_id, attempt):
+        return False
+    if block is not None and not events.append(db, invocation_id, block, now_ms):
+        return False
+    if turn is not None:
+        attempts.write_turn(db, invocation_id, turn)
+    return True
 
 
 def _append(db: sqlite3.Connection, blocks: Sequence[EventBlock], now_ms: int) -> frozenset[str]:
@@ -212,10 +313,11 @@ def _finish(db: sqlite3.Connection, ending: Ending, now_ms: int) -> Invocation:
         if committed != (ending.state, ending.block.last, ending.block.events[-1]):
             raise Fenced
         return record
-    events.append(db, ending.invocation_id, ending.block, now_ms)
+    if not events.append(db, ending.invocation_id, ending.block, now_ms):
+        raise Fenced
     for settlement in ending.settlements:
         ledger.settle(db, settlement, now_ms)
-    ledger.settle_open_holds(db, record, now_ms)
+    ledger.settle_open_holds(db, record, now_ms, charged=True)
     records.end(db, ending.invocation_id, ending.state, ending.block, now_ms)
     ended = records.load(db, ending.invocation_id)
     assert ended is not None  # noqa: S101 - it was read above, in the same transaction

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from service.events import Block, EventId, join, split
-from service.stores.sqlite_records import fence
+from service.stores.sqlite_attempts import MAY_WRITE, fence
 
 # DynamoDB's items end at 400 KB; the same pieces everywhere keep reads of a log bounded.
 ROW_LIMIT_BYTES: Final = 300 * 1024
@@ -18,6 +18,10 @@ _COMPRESS_FROM_BYTES: Final = 4096
 _RAW: Final = 0
 _ZLIB: Final = 1
 
+_ADVANCE: Final = f"""
+    UPDATE invocations SET stored_seq = ?, updated_at_ms = ?
+    WHERE invocation_id = ? AND attempt = ? AND stored_seq = ? AND {MAY_WRITE}
+"""  # noqa: S608 - the part is a constant
 _READ: Final = """
     SELECT e.attempt, e.first_seq, e.codec, e.blob, a.granted_seq
     FROM events AS e JOIN attempts AS a ON a.invocation_id = e.invocation_id AND a.number = e.attempt
@@ -31,13 +35,13 @@ def append(db: sqlite3.Connection, invocation_id: str, block: Block, now_ms: int
     """Store a block that follows what its attempt has stored; events that are stored already are ignored.
 
     Returns:
-        False if the attempt is not the current one or the invocation has ended: nothing was stored.
+        False if the attempt may not write: nothing was stored.
 
     Raises:
         ValueError: The block leaves a gap, or gives an id to a second event.
     """
     if block.events and _advance(db, invocation_id, block, now_ms):
-        _insert(db, invocation_id, block)
+        insert(db, invocation_id, block)
         return True
     barrier = fence(db, invocation_id)
     if barrier is None or not barrier.admits(block.attempt):
@@ -52,21 +56,18 @@ def append(db: sqlite3.Connection, invocation_id: str, block: Block, now_ms: int
     rest = block.after(EventId(block.attempt, barrier.stored_seq))
     if rest.events:
         _advance(db, invocation_id, rest, now_ms)
-        _insert(db, invocation_id, rest)
+        insert(db, invocation_id, rest)
     return True
 
 
 def _advance(db: sqlite3.Connection, invocation_id: str, block: Block, now_ms: int) -> bool:
     """Move the attempt's end past a block, if the attempt may write and the block begins right there."""
-    moved = db.execute(
-        "UPDATE invocations SET stored_seq = ?, updated_at_ms = ?"
-        " WHERE invocation_id = ? AND attempt = ? AND stored_seq = ? AND finished_at_ms IS NULL",
-        (block.last.seq, now_ms, invocation_id, block.attempt, block.first_seq - 1),
-    )
-    return moved.rowcount == 1
+    place = (block.last.seq, now_ms, invocation_id, block.attempt, block.first_seq - 1)
+    return db.execute(_ADVANCE, place).rowcount == 1
 
 
-def _insert(db: sqlite3.Connection, invocation_id: str, block: Block) -> None:
+def insert(db: sqlite3.Connection, invocation_id: str, block: Block) -> None:
+    """Write the rows of a block, whoever its attempt is; `append` asks the fence first."""
     for piece in _pieces(block):
         codec, blob = _pack(join(piece.events))
         db.execute(

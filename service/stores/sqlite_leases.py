@@ -1,8 +1,11 @@
 """Leases and takeover in SQLite.
 
 `stores.sqlite` calls these functions inside a transaction of the store thread. An owner without a lease is
-one whose lease has expired. Expiry ends nothing: `claim` does, by raising the attempt's number, which is the
-fence of every later write.
+one whose lease has expired, and '' has none: what was handed over is claimed like what its process left.
+Expiry ends nothing: `claim` does, by raising the attempt's number, which is the fence of every later write.
+
+Invariant: of a closed attempt the grant ends where the turns do that a takeover goes on from, so whoever
+follows the log reads what the conversation holds.
 """
 
 import json
@@ -10,24 +13,44 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any, Final
 
-from service.stores import ORPHAN_AGE_S, Claim, Turn
-from service.stores.sqlite_ledger import open_holds
-from service.stores.sqlite_records import load, turns
+from service.errors import Fenced
+from service.events import START, Block, EventId, started
+from service.invocations import AttemptEnd, Invocation
+from service.stores import ORPHAN_AGE_S, Claim, HandOver, Turn
+from service.stores import sqlite_attempts as attempts
+from service.stores import sqlite_events as events
+from service.stores.sqlite_ledger import settle, settle_open_holds
+from service.stores.sqlite_records import claimed, load
 
-# Both run on the index of running invocations by owner: with none expired they read little else.
+# The owners of what runs: one step of the index `invocations_owned` each, however much they run.
+_OWNERS: Final = """
+    WITH RECURSIVE owners (owner) AS (
+        SELECT min(owner) FROM invocations WHERE state = 'running'
+        UNION ALL
+        SELECT (
+            SELECT min(i.owner) FROM invocations AS i WHERE i.state = 'running' AND i.owner > owners.owner
+        ) FROM owners WHERE owners.owner IS NOT NULL
+    ),
+    gone (owner) AS (
+        SELECT owners.owner FROM owners LEFT JOIN leases AS l USING (owner)
+        WHERE owners.owner <> :owner AND coalesce(l.expires_at_ms, 0) <= :now
+    )
+"""
 _EXPIRED: Final = """
-    SELECT i.invocation_id, i.attempt, i.stored_seq, i.created_at_ms
-    FROM invocations AS i LEFT JOIN leases AS l USING (owner)
-    WHERE i.state = 'running' AND owner <> :owner AND coalesce(l.expires_at_ms, 0) <= :now
+    SELECT i.invocation_id, i.stored_seq, i.created_at_ms FROM gone JOIN invocations AS i USING (owner)
+    WHERE i.state = 'running'
 """
 _ORPHANED: Final = """
-    SELECT invocation_id, attempt, stored_seq, created_at_ms FROM invocations
-    WHERE state = 'running' AND owner = :owner AND created_at_ms <= :orphaned_before
-        AND invocation_id NOT IN (SELECT value FROM json_each(:running))
+    SELECT i.invocation_id, i.stored_seq, i.created_at_ms
+    FROM invocations AS i JOIN attempts AS a ON a.invocation_id = i.invocation_id AND a.number = i.attempt
+    WHERE i.state = 'running' AND i.owner = :owner
+        AND i.invocation_id NOT IN (SELECT value FROM json_each(:running))
+        AND coalesce(a.started_at_ms, i.created_at_ms) <= :orphaned_before
 """
-_SOME: Final = f"SELECT EXISTS ({_EXPIRED}) OR EXISTS ({_ORPHANED})"
+_SOME: Final = f"{_OWNERS} SELECT EXISTS (SELECT 1 FROM gone) OR EXISTS ({_ORPHANED})"  # noqa: S608 - the same
 _OLDEST: Final = f"""
-    SELECT invocation_id, attempt, stored_seq FROM ({_EXPIRED} UNION ALL {_ORPHANED})
+    {_OWNERS}
+    SELECT invocation_id, stored_seq FROM ({_EXPIRED} UNION ALL {_ORPHANED})
     ORDER BY created_at_ms, invocation_id LIMIT :limit
 """  # noqa: S608 - the parts are the constants above
 
@@ -39,6 +62,30 @@ def renew(db: sqlite3.Connection, owner: str, expires_at_ms: int) -> None:
         " ON CONFLICT (owner) DO UPDATE SET expires_at_ms = excluded.expires_at_ms",
         (owner, expires_at_ms),
     )
+
+
+def owned(db: sqlite3.Connection, owner: str) -> dict[str, int]:
+    """Return the current attempts of an owner's running invocations."""
+    return dict(
+        db.execute(
+            "SELECT invocation_id, attempt FROM invocations WHERE state = 'running' AND owner = ?", (owner,)
+        ).fetchall()
+    )
+
+
+def hand_over(db: sqlite3.Connection, given: HandOver, now_ms: int) -> None:
+    """Leave an invocation to whoever claims it next; what was handed over already stays as it is.
+
+    Raises:
+        Fenced: As `Store.hand_over`.
+    """
+    if not attempts.may_write(db, given.invocation_id, given.attempt):
+        if attempts.ended(db, given.invocation_id, given.attempt)[0] == AttemptEnd.HANDED_OVER:
+            return
+        raise Fenced
+    for settlement in given.settlements:
+        settle(db, settlement, now_ms)
+    attempts.hand_over(db, given.invocation_id, given.attempt, now_ms)
 
 
 def some_expired(db: sqlite3.Connection, owner: str, now_ms: int, running: Collection[str] | None) -> bool:
@@ -66,31 +113,29 @@ def claim(
     return [_take_over(db, owner, now_ms, *row) for row in expired]
 
 
-def _take_over(
-    db: sqlite3.Connection, owner: str, now_ms: int, invocation_id: str, attempt: int, stored_seq: int
-) -> Claim:
-    completed = turns(db, invocation_id)
-    db.execute(
-        "UPDATE attempts SET granted_seq = ? WHERE invocation_id = ? AND number = ?",
-        (_granted_seq(completed, attempt, stored_seq), invocation_id, attempt),
-    )
-    db.execute("INSERT INTO attempts (invocation_id, number) VALUES (?, ?)", (invocation_id, attempt + 1))
-    db.execute(
-        "UPDATE invocations SET attempt = ?, stored_seq = 0, owner = ?, updated_at_ms = ?"
-        " WHERE invocation_id = ?",
-        (attempt + 1, owner, now_ms, invocation_id),
-    )
+def _take_over(db: sqlite3.Connection, owner: str, now_ms: int, invocation_id: str, stored_seq: int) -> Claim:
     record = load(db, invocation_id)
-    (body,) = db.execute("SELECT body FROM inputs WHERE invocation_id = ?", (invocation_id,)).fetchone()
-    assert record is not None  # noqa: S101 - it was updated above
-    return Claim(record, body, completed, open_holds(db, invocation_id))
+    assert record is not None  # noqa: S101 - its row was read in the same transaction
+    if record.attempt == 1 and stored_seq == 0:
+        _store_start(db, record)
+        stored_seq = 1
+    settle_open_holds(db, record, now_ms, charged=False)
+    last = _granted(attempts.turns(db, invocation_id), record.attempt, stored_seq)
+    attempts.close(db, invocation_id, last, AttemptEnd.LOST)
+    attempts.begin_next(db, invocation_id, record.attempt + 1, owner, now_ms)
+    return claimed(db, invocation_id)
 
 
-def _granted_seq(completed: tuple[Turn, ...], attempt: int, stored_seq: int) -> int:
-    """Return where a closed attempt's log ends: with its last completed turn, else at its first event.
+def _store_start(db: sqlite3.Connection, record: Invocation) -> None:
+    """Store the first event in its writer's place: readers may have had it, and others count on it."""
+    first = started(record.invocation_id, record.runtime_id)
+    events.insert(db, record.invocation_id, Block(1, 1, (first,)))
 
-    0 says that it stored none.
+
+def _granted(turns: tuple[Turn, ...], attempt: int, stored_seq: int) -> EventId:
+    """Return where a closed attempt's log ends: with the last turn that it wrote, else at its first event.
+
+    The `seq` 0 says that it stored none.
     """
-    if completed and completed[-1].boundary.attempt == attempt:
-        return completed[-1].boundary.seq
-    return min(1, stored_seq)
+    boundary = max((turn.boundary for turn in turns), default=START)
+    return boundary if boundary.attempt == attempt else EventId(attempt, min(1, stored_seq))

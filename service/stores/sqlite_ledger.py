@@ -14,7 +14,8 @@ from typing import Final
 from service.config import Limits
 from service.errors import Fenced
 from service.invocations import Invocation, Usage
-from service.stores import WINDOW_S, Account, Hold, NewInvocation, Settlement, Window
+from service.stores import WINDOW_S, Account, Hold, Settlement, Window
+from service.stores.sqlite_attempts import MAY_WRITE
 from service.stores.windows import (
     BUCKET_PREFIX_END,
     Bucket,
@@ -27,41 +28,44 @@ from service.stores.windows import (
     oldest_bucket_id,
 )
 
-# What counts against a quota: `Usage.counted_tokens`, in SQL.
-_COUNTED: Final = "input_tokens + output_tokens + cache_write_tokens"
+COUNTED: Final = "input_tokens + output_tokens + cache_write_tokens"
+"""What counts against a quota: `Usage.counted_tokens`, in SQL."""
 
 _STANDING: Final = f"""
     SELECT
-        (SELECT coalesce(sum({_COUNTED}), 0) FROM usage
+        (SELECT coalesce(sum({COUNTED}), 0) FROM usage
             WHERE user_id = :sub AND period_id >= :oldest AND period_id < :end),
-        (SELECT coalesce(sum({_COUNTED}), 0) FROM usage WHERE user_id = :sub AND period_id = :month),
+        (SELECT coalesce(sum({COUNTED}), 0) FROM usage WHERE user_id = :sub AND period_id = :month),
         (SELECT coalesce(sum(tokens), 0) FROM reservations WHERE sub = :sub AND expires_at_ms > :now),
         (SELECT count(*) FROM invocations WHERE sub = :sub AND state = 'running')
 """  # noqa: S608 - the sum is the constant above
 _BUCKETS: Final = f"""
-    SELECT period_id, {_COUNTED} FROM usage
-    WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {_COUNTED} > 0 ORDER BY period_id
+    SELECT period_id, {COUNTED} FROM usage
+    WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {COUNTED} > 0 ORDER BY period_id
 """  # noqa: S608 - the sum is the constant above
 _BUDGET: Final = f"""
-    SELECT {_COUNTED} + (
+    SELECT {COUNTED} + (
         SELECT coalesce(sum(tokens), 0) FROM reservations
         WHERE invocation_id = i.invocation_id AND attempt = i.attempt AND expires_at_ms > ?
-    ) FROM invocations AS i WHERE invocation_id = ? AND attempt = ? AND finished_at_ms IS NULL
-"""  # noqa: S608 - the sum is the constant above
+    ) FROM invocations AS i WHERE invocation_id = ? AND attempt = ? AND {MAY_WRITE}
+"""  # noqa: S608 - the parts are constants
 
 
-def admit(db: sqlite3.Connection, new: NewInvocation, limits: Limits, now_ms: int) -> None:
-    """Hold the first turn's tokens of a new invocation, if budget, concurrency and quota have room.
+def admit(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int, *, used_tokens: int = 0) -> None:
+    """Hold the tokens of an invocation that does not run yet, if budget, concurrency and quota have room.
+
+    Args:
+        hold: That of its first turn, or of the one that it was paused before.
+        used_tokens: What it has used so far.
 
     Raises:
         BudgetExceeded, ConcurrencyExceeded, QuotaExceeded: As `Store.create_invocation`.
     """
-    tokens = new.first_reservation_tokens
-    check_budget(limits, used_tokens=0, requested_tokens=tokens)
-    standing, running = _standing(db, new.sub, now_ms)
+    check_budget(limits, used_tokens=used_tokens, requested_tokens=hold.tokens)
+    standing, running = _standing(db, hold.sub, now_ms)
     check_concurrency(limits, running=running)
-    _check_quota(db, new.sub, standing, limits, tokens)
-    _insert_hold(db, Hold(new.invocation_id, 1, 1, new.sub, tokens, new.reservation_expires_at_ms))
+    _check_quota(db, hold.sub, standing, limits, hold.tokens)
+    _insert_hold(db, hold)
 
 
 def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> None:
@@ -96,23 +100,16 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
     )
 
 
-def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int) -> None:
-    """Settle what an ending invocation still holds at its full size, as an estimate."""
-    for hold in open_holds(db, record.invocation_id):
+def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *, charged: bool) -> None:
+    """Settle what an invocation still holds at its full size, as an estimate; expired holds too."""
+    holds = db.execute(
+        "SELECT invocation_id, attempt, turn, sub, tokens, expires_at_ms FROM reservations"
+        " WHERE invocation_id = ? ORDER BY attempt, turn",
+        (record.invocation_id,),
+    ).fetchall()
+    for hold in (Hold(*row) for row in holds):
         usage = Usage(input_tokens=hold.tokens, estimated=True)
-        _record(db, hold, record.runtime_id, "", usage, charged=True, now_ms=now_ms)
-
-
-def open_holds(db: sqlite3.Connection, invocation_id: str) -> tuple[Hold, ...]:
-    """Return an invocation's unsettled holds, expired ones too: only settlement removes them."""
-    return tuple(
-        Hold(*row)
-        for row in db.execute(
-            "SELECT invocation_id, attempt, turn, sub, tokens, expires_at_ms FROM reservations"
-            " WHERE invocation_id = ? ORDER BY attempt, turn",
-            (invocation_id,),
-        )
-    )
+        _record(db, hold, record.runtime_id, "", usage, charged=charged, now_ms=now_ms)
 
 
 def account(db: sqlite3.Connection, sub: str, now_ms: int) -> Account:

@@ -1,4 +1,4 @@
-"""The records of invocations in SQLite: rows to `Invocation` and back, fencing, retention.
+"""The records of invocations in SQLite: rows to `Invocation` and back, retention.
 
 `stores.sqlite` and its siblings call these functions inside a transaction of the store thread.
 """
@@ -7,19 +7,25 @@ import sqlite3
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from service.errors import IdempotencyMismatch
 from service.events import Block, EventId
-from service.invocations import Attempt, Invocation, State, Usage
-from service.stores import Idempotency, NewInvocation, Turn
+from service.invocations import Attempt, AttemptEnd, Invocation, State, Usage
+from service.stores import Claim, Idempotency, NewInvocation
+from service.stores.sqlite_attempts import begin, close, turns
 from service.stores.windows import BUCKET_PREFIX, MONTH_PREFIX, oldest_kept
 
+# Of attempts that schema 2 or an older process wrote, neither beginning nor end is noted: take it that they
+# began with their invocation, and ended with it or were lost.
 _COLUMNS: Final = """
     i.invocation_id, i.runtime_id, i.sub, i.session_id, i.state,
     i.created_at_ms, i.updated_at_ms, i.deadline_at_ms,
     i.input_tokens, i.output_tokens, i.cache_read_tokens, i.cache_write_tokens, i.estimated,
-    i.finished_at_ms, i.terminal, a.number, a.granted_seq
+    i.finished_at_ms, i.terminal, i.cancel_requested_at_ms, i.paused_at_ms, i.resumes_at_ms,
+    a.number, coalesce(a.started_at_ms, i.created_at_ms), a.granted_seq,
+    CASE WHEN a.ended IS NOT NULL OR a.granted_seq IS NULL THEN a.ended
+        WHEN a.number = i.attempt AND i.finished_at_ms IS NOT NULL THEN 'finished' ELSE 'lost' END
 """
 _LOAD: Final = f"""
     SELECT {_COLUMNS} FROM invocations AS i JOIN attempts AS a USING (invocation_id)
@@ -35,17 +41,6 @@ _LIST: Final = f"""
 """  # noqa: S608 - the columns are the constant above
 _AFTER_ALL: Final = (2**63 - 1, "")
 _PURGE_ROWS: Final = 200
-
-
-class Fence(NamedTuple):
-    """What decides whether an attempt may write."""
-
-    attempt: int
-    stored_seq: int
-    ended: bool
-
-    def admits(self, attempt: int) -> bool:
-        return self.attempt == attempt and not self.ended
 
 
 def attach(db: sqlite3.Connection, idempotency: Idempotency, now_ms: int) -> Invocation | None:
@@ -85,7 +80,7 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
         ),
     )
     db.execute("INSERT INTO inputs (invocation_id, body) VALUES (?, ?)", (new.invocation_id, new.input))
-    db.execute("INSERT INTO attempts (invocation_id, number) VALUES (?, 1)", (new.invocation_id,))
+    begin(db, new.invocation_id, 1, now_ms)
     if new.idempotency is not None:
         db.execute(
             "INSERT INTO idempotency_keys (key, body, invocation_id, expires_at_ms) VALUES (?, ?, ?, ?)",
@@ -97,7 +92,7 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
         new.sub,
         new.session_id,
         State.RUNNING,
-        (Attempt(1),),
+        (Attempt(1, now_ms),),
         now_ms,
         now_ms,
         new.deadline_at_ms,
@@ -130,60 +125,38 @@ def _records(rows: Iterable[tuple[Any, ...]]) -> list[Invocation]:
 def _record(rows: list[tuple[Any, ...]]) -> Invocation:
     """Read a record from its rows, one per attempt."""
     invocation_id, runtime_id, sub, session_id, state, created, updated, deadline = rows[0][:8]
-    *counts, estimated, finished, terminal = rows[0][8:-2]
+    *counts, estimated = rows[0][8:13]
     return Invocation(
         invocation_id,
         runtime_id,
         sub,
         session_id,
         State(state),
-        tuple(Attempt(number, None if seq is None else EventId(number, seq)) for *_, number, seq in rows),
+        tuple(_attempt(*row[18:]) for row in rows),
         created,
         updated,
         deadline,
         Usage._make((*counts, bool(estimated))),
-        finished,
-        terminal,
+        *rows[0][13:18],
     )
 
 
-def fence(db: sqlite3.Connection, invocation_id: str) -> Fence | None:
-    """Return the fence of an invocation, or None if there is no such invocation."""
-    row = db.execute(
-        "SELECT attempt, stored_seq, finished_at_ms IS NOT NULL FROM invocations WHERE invocation_id = ?",
-        (invocation_id,),
-    ).fetchone()
-    return None if row is None else Fence(row[0], row[1], bool(row[2]))
+def _attempt(number: int, started_at_ms: int, seq: int | None, ended: str | None) -> Attempt:
+    last = None if seq is None else EventId(number, seq)
+    return Attempt(number, started_at_ms, last, None if ended is None else AttemptEnd(ended))
 
 
-def complete_turn(
-    db: sqlite3.Connection, invocation_id: str, number: int, messages: bytes, boundary: EventId
-) -> None:
-    """Write a completed turn; one that is there already stays.
-
-    Raises:
-        ValueError: The turn would be completed before its events are stored: a takeover would lose them.
-    """
-    stored = fence(db, invocation_id)
-    if stored is None or boundary.attempt != stored.attempt or not 1 <= boundary.seq <= stored.stored_seq:
-        raise ValueError(f"the boundary {boundary} of turn {number} is not a stored event of this attempt")
-    db.execute(
-        "INSERT INTO turns (invocation_id, number, messages, boundary_attempt, boundary_seq)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (invocation_id, number, messages, *boundary),
-    )
+def load_input(db: sqlite3.Connection, invocation_id: str) -> bytes:
+    """Return what was submitted."""
+    (body,) = db.execute("SELECT body FROM inputs WHERE invocation_id = ?", (invocation_id,)).fetchone()
+    return bytes(body)
 
 
-def turns(db: sqlite3.Connection, invocation_id: str) -> tuple[Turn, ...]:
-    """Return the completed turns, in order."""
-    return tuple(
-        Turn(number, messages, EventId(attempt, seq))
-        for number, messages, attempt, seq in db.execute(
-            "SELECT number, messages, boundary_attempt, boundary_seq FROM turns WHERE invocation_id = ?"
-            " ORDER BY number",
-            (invocation_id,),
-        )
-    )
+def claimed(db: sqlite3.Connection, invocation_id: str) -> Claim:
+    """Return an invocation whose next attempt has begun, with all that it needs."""
+    record = load(db, invocation_id)
+    assert record is not None  # noqa: S101 - its attempt began in the same transaction
+    return Claim(record, load_input(db, invocation_id), turns(db, invocation_id))
 
 
 def end(db: sqlite3.Connection, invocation_id: str, state: State, block: Block, now_ms: int) -> None:
@@ -193,10 +166,7 @@ def end(db: sqlite3.Connection, invocation_id: str, state: State, block: Block, 
         " WHERE invocation_id = ?",
         (state, block.events[-1], now_ms, now_ms, invocation_id),
     )
-    db.execute(
-        "UPDATE attempts SET granted_seq = ? WHERE invocation_id = ? AND number = ?",
-        (block.last.seq, invocation_id, block.attempt),
-    )
+    close(db, invocation_id, block.last, AttemptEnd.FINISHED)
 
 
 def purge_invocations(db: sqlite3.Connection, finished_before_ms: int) -> int:

@@ -6,8 +6,8 @@ exclusive lock, so that any number of processes may start on one file at once. C
 migration, never by editing one.
 
     invocations ─┬─ inputs         what was submitted, opaque
-                 ├─ attempts       granted_seq: the last event that a closed attempt is granted
-                 ├─ turns          completed turns, what a takeover goes on from
+                 ├─ attempts       granted_seq: the last event that a closed attempt is granted; `ended`: why
+                 ├─ turns          settled and completed turns, what a takeover goes on from
                  ├─ events         blocks of events, `codec` 0: as joined, 1: zlib
                  └─ idempotency_keys   which request took a key
     leases                         one per process
@@ -167,8 +167,30 @@ _VERSION_2: Final = (
     """,
     "CREATE INDEX idempotency_keys_of ON idempotency_keys (invocation_id)",
 )
+# Takeover, cancellation, pauses. What is polled for is rare, so its indexes hold nothing else. What NULL
+# means in the attempts of older rows, `sqlite_records` says.
+_VERSION_3: Final = (
+    "ALTER TABLE invocations ADD COLUMN cancel_requested_at_ms INTEGER",
+    "ALTER TABLE invocations ADD COLUMN read_at_ms INTEGER",
+    "ALTER TABLE invocations ADD COLUMN paused_at_ms INTEGER",  # this and the following: only while paused
+    "ALTER TABLE invocations ADD COLUMN resumes_at_ms INTEGER",
+    "ALTER TABLE invocations ADD COLUMN look_at_ms INTEGER",
+    "ALTER TABLE invocations ADD COLUMN paused_turn INTEGER",
+    "ALTER TABLE invocations ADD COLUMN paused_tokens INTEGER",
+    "ALTER TABLE attempts ADD COLUMN started_at_ms INTEGER",
+    "ALTER TABLE attempts ADD COLUMN ended TEXT",
+    """
+    CREATE INDEX invocations_to_cancel ON invocations (owner)
+    WHERE state = 'running' AND cancel_requested_at_ms IS NOT NULL
+    """,
+    """
+    CREATE INDEX invocations_read ON invocations (owner, read_at_ms)
+    WHERE state = 'running' AND read_at_ms IS NOT NULL
+    """,
+    "CREATE INDEX invocations_paused ON invocations (look_at_ms) WHERE state = 'paused'",
+)
 Migrations = Sequence[Sequence[str]]
-MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2)
+MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def open_database(

@@ -5,7 +5,7 @@ from typing import Final
 from service.config import Limits
 from service.events import Block, EventId
 from service.invocations import Attempt, Invocation, State, Usage
-from service.stores import Ending, EventBlock, Hold, NewInvocation, Settlement, Store
+from service.stores import Ending, EventBlock, Hold, NewInvocation, Pause, Settlement, Store, Turn
 
 NOW: Final = 1_795_279_200_000
 """2026-11-21T16:40:00Z: where a 10-minute bucket begins."""
@@ -20,6 +20,7 @@ ROOMY: Final = Limits(10**12, 10**12, 10**6, 10**12)
 
 COMPLETED: Final = b'{"invocationCompleted":{"stopReason":"end_turn"}}'
 FAILED: Final = b'{"invocationFailed":{"problem":{}}}'
+PAUSED: Final = b'{"invocationPaused":{"problem":{}}}'
 
 
 def new(
@@ -51,7 +52,7 @@ def running(number: int = 1, *, sub: str = "user-1", at_ms: int = NOW) -> Invoca
         sub=sub,
         session_id="session-1",
         state=State.RUNNING,
-        attempts=(Attempt(1),),
+        attempts=(Attempt(1, at_ms),),
         created_at_ms=at_ms,
         updated_at_ms=at_ms,
         deadline_at_ms=NOW + HOUR_MS,
@@ -114,6 +115,23 @@ def ending(
 ) -> Ending:
     """Return an ending whose only event, the terminal one, has this `seq`."""
     return Ending(f"inv_{number}", attempt, state, Block(attempt, seq, (terminal,)), settlements)
+
+
+def pausing(
+    number: int = 1,
+    seq: int = 1,
+    *,
+    attempt: int = 1,
+    turn: int = 2,
+    tokens: int = 200,
+    resumes_at_ms: int = NOW + HOUR_MS,
+) -> Pause:
+    """Return a pause whose only event has this `seq`."""
+    return Pause(f"inv_{number}", attempt, Block(attempt, seq, (PAUSED,)), turn, tokens, resumes_at_ms)
+
+
+def turn(number: int, messages: bytes, attempt: int, seq: int) -> Turn:
+    return Turn(number, messages, EventId(attempt, seq))
 
 
 async def charge(store: Store, number: int, tokens: int, now_ms: int, *, sub: str = "user-1") -> None:

@@ -88,6 +88,7 @@ async def test_an_answer_arrives_as_the_events_of_converse_stream() -> None:
                 "reported": True,
                 "outcome": "finished",
                 "waiting": None,
+                "request_metadata": {},
             }
         ]
         assert endpoint.requests == ({"messages": MESSAGES},)
@@ -371,7 +372,9 @@ async def test_another_process_scripts_it_reads_its_account_and_releases_its_sig
     ):
         control = BedrockControl(session, endpoint.url)
         await control.script(arn, HELLO.insert(1, Wait("a signal")))
-        response = await client.converse_stream(modelId=arn, messages=MESSAGES)
+        response = await client.converse_stream(
+            modelId=arn, messages=MESSAGES, requestMetadata={"team": "search"}
+        )
         await control.account(waiting="a signal")
         await control.release("a signal")
         events = [event async for event in response["stream"]]
@@ -380,7 +383,8 @@ async def test_another_process_scripts_it_reads_its_account_and_releases_its_sig
         assert events == HELLO_EVENTS
         assert call == (await endpoint.account.when())[0]
         assert (call.model_id, call.outcome, call.output_tokens) == (arn, "finished", 2)
-        assert await control.requests() == [{"messages": MESSAGES}]
+        assert call.request_metadata == {"team": "search"}
+        assert await control.requests() == [{"messages": MESSAGES, "requestMetadata": {"team": "search"}}]
 
 
 async def test_a_script_that_is_none_is_refused_by_name() -> None:

@@ -1,7 +1,7 @@
-"""The store's port, over every implementation: records, endings, leases and takeover.
+"""The store's port, over every implementation: records and endings.
 
-Its siblings: `test_store_quota` (admission), `test_store_settlement`, `test_store_events` and
-`test_store_model`.
+Its siblings: `test_store_quota` (admission), `test_store_settlement`, `test_store_events`,
+`test_store_takeover`, `test_store_pauses`, `test_store_signals` and `test_store_model`.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import pytest
 
 from service.errors import Fenced, StoreUnavailable
 from service.events import START, Block, EventId
-from service.invocations import Attempt, State, Usage
-from service.stores import ORPHAN_AGE_S, Account, Claim, Ending, Store, Turn, Window
+from service.invocations import Attempt, AttemptEnd, State, Usage
+from service.stores import Account, Ending, Store, Window
 from tests.contracts.store_cases import (
     COMPLETED,
     DAY_MS,
@@ -103,7 +103,7 @@ async def test_finish_writes_the_last_events_the_settlement_and_the_state_at_onc
     assert ended == await store.load_invocation("inv_1")
     assert (ended.state, ended.attempts, ended.last) == (
         State.COMPLETED,
-        (Attempt(1, EventId(1, 4)),),
+        (Attempt(1, NOW, EventId(1, 4), AttemptEnd.FINISHED),),
         (1, 4),
     )
     assert (ended.terminal, ended.finished_at_ms, ended.updated_at_ms) == (COMPLETED, NOW + 9, NOW + 9)
@@ -194,138 +194,6 @@ async def test_an_ending_needs_a_terminal_state_and_a_terminal_event(store: Stor
             await store.finish(wrong, NOW)
 
     assert await store.load_invocation("inv_1") == running()
-
-
-# ------------------------------------------------------------ leases and takeover
-
-
-async def test_nothing_is_claimed_while_leases_are_held(store: Store) -> None:
-    await store.renew_lease("owner-1", NOW + 30_000)
-    await store.create_invocation(new(), LIMITS, NOW)
-
-    assert await store.claim_expired("owner-2", NOW + 29_999, limit=10) == []
-
-
-async def test_an_expired_owners_invocation_is_claimed_with_all_that_a_takeover_needs(store: Store) -> None:
-    await store.renew_lease("owner-1", NOW + 30_000)
-    await store.create_invocation(new(tokens=100), LIMITS, NOW)
-    await store.append_events([entry(1, 4)], NOW)
-    first = settlement(1, 1, Usage(10, 5), messages=b"[1]", boundary=EventId(1, 6))
-    await store.settle(first, NOW, block(5, 6))
-    await store.reserve(hold(1, 2, 300), LIMITS, NOW)
-    await store.append_events([entry(7, 9)], NOW)
-
-    claims = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
-
-    taken = await store.load_invocation("inv_1")
-    assert taken is not None
-    assert claims == [Claim(taken, b'{"prompt":"hi"}', (Turn(1, b"[1]", EventId(1, 6)),), (hold(1, 2, 300),))]
-    assert taken.attempts == (Attempt(1, EventId(1, 6)), Attempt(2))
-    assert (taken.state, taken.updated_at_ms, taken.usage) == (State.RUNNING, NOW + 30_000, Usage(10, 5))
-
-
-@pytest.mark.parametrize(("stored", "granted"), [(5, 1), (1, 1), (0, 0)])
-async def test_without_a_completed_turn_the_dead_attempt_is_granted_its_first_event(
-    store: Store, stored: int, granted: int
-) -> None:
-    await store.create_invocation(new(), LIMITS, NOW)
-    await store.append_events([entry(1, stored)], NOW)
-
-    (claim,) = await store.claim_expired("owner-2", NOW, limit=10)
-
-    assert claim.invocation.attempts == (Attempt(1, EventId(1, granted)), Attempt(2))
-
-
-async def test_a_second_takeover_grants_the_turns_of_its_own_attempt_only(store: Store) -> None:
-    await store.create_invocation(new(), LIMITS, NOW)
-    done = settlement(messages=b"[1]", boundary=EventId(1, 2))
-    await store.settle(done, NOW, block(1, 2))
-    await store.claim_expired("owner-2", NOW, limit=10)
-    await store.append_events([entry(1, 3, attempt=2)], NOW)
-
-    (claim,) = await store.claim_expired("owner-3", NOW, limit=10)
-
-    assert claim.invocation.attempts == (Attempt(1, EventId(1, 2)), Attempt(2, EventId(2, 1)), Attempt(3))
-    assert claim.turns == (Turn(1, b"[1]", EventId(1, 2)),)
-
-
-async def test_claims_are_limited_oldest_first_and_never_of_what_has_ended_or_is_ones_own(
-    store: Store,
-) -> None:
-    for number in (3, 2, 1, 4, 5):
-        owner = "owner-2" if number == 4 else "owner-1"
-        await store.create_invocation(new(number, owner=owner), ROOMY, NOW - number)
-    await store.finish(ending(5), NOW)
-
-    claimed = [
-        [claim.invocation.invocation_id for claim in await store.claim_expired("owner-2", NOW, limit=2)]
-        for _ in range(3)
-    ]
-
-    assert claimed == [["inv_3", "inv_2"], ["inv_1"], []]
-
-
-async def test_what_an_owner_does_not_run_though_it_is_its_own_is_claimed_after_a_while(store: Store) -> None:
-    await store.renew_lease("owner-1", NOW + 10**9)
-    for number in (1, 2, 3):
-        await store.create_invocation(new(number), ROOMY, NOW)
-    late = NOW + ORPHAN_AGE_S * 1000
-
-    early = await store.claim_expired("owner-1", late - 1, limit=10, running=["inv_2"])
-    unknown = await store.claim_expired("owner-1", late, limit=10)
-    claims = await store.claim_expired("owner-1", late, limit=10, running=["inv_2"])
-    elsewhere = await store.claim_expired("owner-2", late, limit=10, running=[])
-
-    assert (early, unknown, elsewhere) == ([], [], [])
-    assert [(claim.invocation.invocation_id, claim.invocation.attempt) for claim in claims] == [
-        ("inv_1", 2),
-        ("inv_3", 2),
-    ]
-
-
-async def test_a_lease_can_be_given_back_and_renewed(store: Store) -> None:
-    await store.renew_lease("owner-1", NOW + 30_000)
-    await store.create_invocation(new(), LIMITS, NOW)
-
-    await store.renew_lease("owner-1", NOW + 60_000)
-    held = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
-    await store.renew_lease("owner-1", 0)
-    given_back = await store.claim_expired("owner-2", NOW + 30_000, limit=10)
-
-    assert (len(held), len(given_back)) == (0, 1)
-
-
-async def test_two_owners_that_race_never_claim_the_same_attempt(store: Store) -> None:
-    await store.renew_lease("owner-2", NOW + HOUR_MS)
-    await store.renew_lease("owner-3", NOW + HOUR_MS)
-    for number in range(20):
-        await store.create_invocation(new(number), ROOMY, NOW)
-
-    rounds = [store.claim_expired(owner, NOW, limit=3) for owner in ("owner-2", "owner-3") * 10]
-    claims = [claim for claimed in await asyncio.gather(*rounds) for claim in claimed]
-
-    assert sorted(claim.invocation.invocation_id for claim in claims) == sorted(f"inv_{n}" for n in range(20))
-    assert {claim.invocation.attempt for claim in claims} == {2}
-
-
-async def test_nothing_that_a_fenced_out_attempt_writes_is_kept_but_what_it_spent(store: Store) -> None:
-    await store.create_invocation(new(tokens=100), LIMITS, NOW)
-    await store.append_events([entry(1, 2)], NOW)
-    await store.claim_expired("owner-2", NOW, limit=1)
-    done = settlement(1, 1, Usage(10, 5), messages=b"[1]", boundary=EventId(1, 2))
-
-    assert await store.append_events([entry(3, 4)], NOW) == {"inv_1"}
-    with pytest.raises(Fenced):
-        await store.reserve(hold(1, 2, 10), LIMITS, NOW)
-    with pytest.raises(Fenced):
-        await store.settle(done, NOW)
-    with pytest.raises(Fenced):
-        await store.finish(ending(1, 3), NOW)
-
-    assert await store.read_events("inv_1", START, limit_bytes=10**6) == [block(1, 1)]
-    (claim,) = await store.claim_expired("owner-3", NOW, limit=1)
-    assert (claim.turns, claim.open_holds) == ((), ())  # the usage was settled, the turn was not written
-    assert (await store.account("user-1", NOW)).windows[0].used_tokens == 0  # a dead attempt's: not charged
 
 
 # ------------------------------------------------------------ the end of the store

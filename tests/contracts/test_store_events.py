@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import pytest
 
-from service.events import START, Block, EventId
+from service.events import START, Block, EventId, started
 from service.stores import EventBlock, Store
 from tests.contracts.store_cases import (
     COMPLETED,
@@ -213,7 +213,7 @@ async def test_a_dead_attempt_can_not_write_where_the_next_one_begins(store: Sto
     assert await store.append_events([entry(1, 2)], NOW) == {"inv_1"}
     assert await store.append_events([entry(1, 2, attempt=2)], NOW) == frozenset()
 
-    assert await read(store) == [delta(1, attempt=2), delta(2, attempt=2)]
+    assert await read(store) == [started("inv_1", "writer"), delta(1, attempt=2), delta(2, attempt=2)]
 
 
 async def test_a_group_is_stored_whole_beside_others_that_run_at_once(store: Store) -> None:

@@ -1,14 +1,13 @@
 """The store's port, over every implementation: usage is settled once, whatever happens to its turn."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
 from service.errors import Fenced
 from service.events import START, EventId
 from service.invocations import Usage
-from service.stores import Claim, Store, Turn
+from service.stores import Claim, HandOver, Store, Turn
 from tests.contracts.store_cases import (
     HOUR_MS,
     LIMITS,
@@ -20,9 +19,12 @@ from tests.contracts.store_cases import (
     hold,
     new,
     settlement,
+    turn,
 )
 
 USAGE = Usage(30, 20, 5, 10)
+HALF = settlement(1, 1, USAGE, messages=b"[1]", boundary=EventId(1, 2))
+"""What the model said in turn 1; its tools are still to be run."""
 
 
 async def counted(store: Store, now_ms: int = NOW) -> tuple[int, int, int]:
@@ -89,20 +91,18 @@ async def test_an_ending_does_not_settle_again_what_was_settled(store: Store) ->
 
 
 @pytest.mark.promise("settle-exactly-once")
-@pytest.mark.parametrize("survivor_first", [True, False])
-async def test_a_dead_attempts_turn_is_settled_once_and_never_charged_whoever_is_first(
+@pytest.mark.parametrize("survivor_first", [True, False], ids=["claim", "hand-over"])
+async def test_a_dead_attempts_turn_is_settled_once_and_not_charged_whoever_is_first(
     store: Store, survivor_first: bool
 ) -> None:
     await store.create_invocation(new(tokens=500), LIMITS, NOW)
-    (open_hold,) = (await claim(store)).open_holds
-    assert open_hold == hold(1, 1, 500)
-    survivor = settlement(1, 1, Usage(500, 0, 0, 0, True), charged=False)
-    dead = settlement(1, 1, USAGE)
+    if not survivor_first:
+        await store.hand_over(HandOver("inv_1", 1, (settlement(1, 1, USAGE, charged=False),)), NOW)
+    await claim(store)  # settles what is held
 
-    order = (survivor, dead) if survivor_first else (dead, survivor)
-    settled = [await store.settle(one, NOW) for one in order]
+    late = await store.settle(settlement(1, 1, USAGE), NOW)
 
-    assert settled == [True, False]
+    assert late is False
     assert await counted(store) == (0, 0, 0)
     assert await usage(store) == Usage()
 
@@ -136,7 +136,9 @@ async def test_what_was_spent_without_a_hold_or_a_record_is_settled_too(store: S
 # ------------------------------------------------------------ turns
 
 
-async def test_a_turn_is_completed_with_its_events_in_one_decision(store: Store) -> None:
+async def test_what_the_model_said_is_stored_with_its_usage_and_its_events_in_one_decision(
+    store: Store,
+) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
     await store.append_events([entry(1, 2)], NOW)
     done = settlement(1, 1, USAGE, messages=b"[1]", boundary=EventId(1, 5))
@@ -148,7 +150,7 @@ async def test_a_turn_is_completed_with_its_events_in_one_decision(store: Store)
     assert (await claim(store)).turns == (Turn(1, b"[1]", EventId(1, 5)),)
 
 
-async def test_a_turn_whose_usage_was_settled_before_can_still_be_completed(store: Store) -> None:
+async def test_a_turn_whose_usage_was_settled_before_can_still_be_stored(store: Store) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
     await store.settle(settlement(1, 1, USAGE), NOW, block(1, 3))
     done = settlement(1, 1, USAGE, messages=b"[1]", boundary=EventId(1, 4))
@@ -160,14 +162,53 @@ async def test_a_turn_whose_usage_was_settled_before_can_still_be_completed(stor
     assert await counted(store) == (60, 60, 0)
 
 
-async def test_a_turn_is_completed_once(store: Store) -> None:
+async def test_a_turn_is_completed_in_place_of_what_the_model_said_with_its_events(store: Store) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
-    done = settlement(1, 1, USAGE, messages=b"[1]", boundary=EventId(1, 2))
-    await store.settle(done, NOW, block(1, 2))
+    await store.settle(HALF, NOW, block(1, 2))
+    await store.append_events([entry(3, 3)], NOW)
 
-    await store.settle(replace(done, messages=b"[2]", boundary=EventId(1, 1)), NOW)
+    for _ in range(2):
+        await store.complete_turn("inv_1", 1, turn(1, b"[1,2]", 1, 5), NOW + 9, block(4, 5))
 
-    assert (await claim(store)).turns == (Turn(1, b"[1]", EventId(1, 2)),)
+    assert await store.read_events("inv_1", START, limit_bytes=10**6) == [
+        block(1, 2),
+        block(3, 3),
+        block(4, 5),
+    ]
+    assert (await claim(store)).turns == (turn(1, b"[1,2]", 1, 5),)
+    assert await counted(store) == (60, 60, 0)
+
+
+async def test_a_turn_is_completed_without_events_if_they_are_stored(store: Store) -> None:
+    await store.create_invocation(new(), ROOMY, NOW)
+    await store.settle(HALF, NOW, block(1, 2))
+    await store.append_events([entry(3, 4)], NOW)
+
+    await store.complete_turn("inv_1", 1, turn(1, b"[1,2]", 1, 4), NOW)
+
+    assert (await claim(store)).turns == (turn(1, b"[1,2]", 1, 4),)
+
+
+async def test_of_two_writes_of_a_turn_the_one_with_the_later_boundary_stays(store: Store) -> None:
+    await store.create_invocation(new(), ROOMY, NOW)
+    await store.settle(HALF, NOW, block(1, 2))
+    await store.complete_turn("inv_1", 1, turn(1, b"[1,2]", 1, 4), NOW, block(3, 4))
+
+    await store.settle(HALF, NOW, block(1, 2))
+    await store.complete_turn("inv_1", 1, turn(1, b"[1,3]", 1, 3), NOW)
+
+    assert (await claim(store)).turns == (turn(1, b"[1,2]", 1, 4),)
+
+
+async def test_a_later_attempt_completes_the_turn_that_an_earlier_one_settled(store: Store) -> None:
+    await store.create_invocation(new(), ROOMY, NOW)
+    await store.settle(HALF, NOW, block(1, 2))
+    half = await claim(store)
+
+    await store.complete_turn("inv_1", 2, turn(1, b"[1,2]", 2, 1), NOW, block(1, 1, attempt=2))
+
+    assert half.turns == (turn(1, b"[1]", 1, 2),)
+    assert (await claim(store, "owner-3")).turns == (turn(1, b"[1,2]", 2, 1),)
 
 
 async def test_turns_of_several_attempts_are_handed_over_in_order(store: Store) -> None:
@@ -183,13 +224,15 @@ async def test_turns_of_several_attempts_are_handed_over_in_order(store: Store) 
     assert claimed.turns == (Turn(1, b"[1]", EventId(1, 1)), Turn(2, b"[2]", EventId(2, 2)))
 
 
-async def test_a_turn_is_not_completed_before_its_events_are_stored(store: Store) -> None:
+async def test_a_turn_is_not_stored_before_its_events_are(store: Store) -> None:
     await store.create_invocation(new(tokens=100), ROOMY, NOW)
     await store.append_events([entry(1, 2)], NOW)
 
     for boundary in (EventId(1, 4), EventId(2, 1), EventId(1, 0)):
         with pytest.raises(ValueError, match="not a stored event"):
             await store.settle(settlement(1, 1, USAGE, messages=b"[1]", boundary=boundary), NOW, block(3, 3))
+        with pytest.raises(ValueError, match="not a stored event"):
+            await store.complete_turn("inv_1", 1, Turn(1, b"[1]", boundary), NOW, block(3, 3))
 
     assert await counted(store) == (0, 0, 100)  # nothing of it happened
     assert await store.read_events("inv_1", START, limit_bytes=10**6) == [block(1, 2)]

@@ -22,7 +22,7 @@ CATALOG = """
 [service]
 heartbeat_s = 0.5
 drain_s = 20
-upstream_silence_s = 1.5
+upstream_silence_s = 3
 lease_s = 1.5
 
 [upstreams.bedrock]
@@ -108,6 +108,11 @@ class Caller:
     async def get(self, path: str) -> tuple[int, Any]:
         """Return status and document."""
         async with self._request("GET", path, {}) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def post(self, path: str) -> tuple[int, Any]:
+        """Post nothing; return status and document."""
+        async with self._request("POST", path, {}) as response:
             return response.status, await response.json(content_type=None)
 
     def at(self, url: str) -> "Caller":

@@ -41,7 +41,7 @@ async def run(directory: Path, *arguments: str) -> str:
 async def test_what_a_killed_reader_missed_is_shown_once_and_whole_by_follow(tmp_path: Path) -> None:
     async with Stack(tmp_path / ".local", catalog=CATALOG, answers="scripts") as stack:
         await stack.bedrock.script(MODEL, answer(deltas=WORDS, input_tokens=9).insert(8, Wait("killed")))
-        reader = await headrace(tmp_path, "invoke", "writer", "Tell me.")
+        reader = await headrace(tmp_path, "invoke", "writer", "Tell me.", "--live")
         assert reader.stdout is not None
         async with asyncio.timeout(WAIT_S):
             seen = (await reader.stdout.readuntil(b"word6 ")).decode()
@@ -58,6 +58,29 @@ async def test_what_a_killed_reader_missed_is_shown_once_and_whole_by_follow(tmp
     assert whole.startswith(seen)
     assert usage["windows"][0]["used"] == 9 + 20
     assert (shown["state"], shown["result"]["text"]) == ("completed", "".join(WORDS))
+
+
+async def test_a_job_that_is_cancelled_ends_for_everybody_who_follows_it(tmp_path: Path) -> None:
+    async with Stack(tmp_path / ".local", catalog=CATALOG, answers="scripts") as stack:
+        await stack.bedrock.script(MODEL, answer(deltas=WORDS).insert(8, Wait("never")))
+        reader = await headrace(tmp_path, "invoke", "writer", "Tell me.", "--live")
+        assert reader.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            await reader.stdout.readuntil(b"word6 ")
+        (listed,) = json.loads(await run(tmp_path, "list", "writer", "--json"))["invocations"]
+        asked = await run(tmp_path, "cancel", listed["invocationId"])
+        async with asyncio.timeout(WAIT_S):
+            _, errors = await reader.communicate()
+        asked_again = await run(tmp_path, "cancel", listed["invocationId"])
+        resumed = await headrace(tmp_path, "resume", listed["invocationId"])
+        async with asyncio.timeout(WAIT_S):
+            _, refusal = await resumed.communicate()
+
+    reference = f"writer/{listed['invocationId']}"
+    assert (asked, asked_again) == (f"{reference} will be cancelled\n", f"{reference} is cancelled\n")
+    assert (reader.returncode, resumed.returncode) == (5, 3)
+    assert errors.startswith(b"headrace: the invocation was cancelled (requested)\n")
+    assert b"(already-ended)" in refusal
 
 
 async def test_a_token_is_printed_for_curl(tmp_path: Path) -> None:

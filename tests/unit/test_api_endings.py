@@ -9,7 +9,6 @@ from service.errors import (
     DeadlineExceeded,
     HeadraceError,
     InternalError,
-    Interrupted,
     TurnsExhausted,
     UpstreamFailed,
     UpstreamMisconfigured,
@@ -185,42 +184,6 @@ async def test_a_turn_that_the_budget_does_not_cover_is_not_started(clock: Manua
         assert (kind, value["problem"]["code"]) == ("invocationFailed", "budget-exceeded")
         assert value["problem"]["budget"].items() >= {"limit": 10_000, "used": 9505}.items()
         assert len(served.model.requests) == 1
-
-
-@pytest.mark.promise("one-terminal-event")
-async def test_a_turn_that_the_quota_has_no_room_for_is_not_started(clock: ManualClock) -> None:
-    limits = "[limits.writers]\ndaily_tokens = 10_000\ninvocation_tokens = 100_000"
-    async with serving(clock, costly_turn(9500), answer("42"), catalog=limits) as served:
-        got = await served.submit({"prompt": "6 times 7?", "maxTokens": 100}, RECKONER)
-
-        kind, value = events_of(got.body)[-1][1].popitem()
-        await check_ended(served, got, "failed", "quota-exceeded")
-        assert (kind, value["problem"]["code"]) == ("invocationFailed", "quota-exceeded")
-        assert value["problem"]["quota"].items() >= {"name": "daily", "limit": 10_000, "used": 9505}.items()
-        assert len(served.model.requests) == 1
-
-
-@pytest.mark.promise("one-terminal-event")
-async def test_a_drain_interrupts_what_does_not_end_in_time(clock: ManualClock) -> None:
-    never = asyncio.Event()
-    catalog = "[service]\ndrain_s = 5"
-    async with serving(clock, [start(), text("Half"), never], catalog=catalog) as served:
-        got = await served.submit(prefer="respond-async")
-        await clock.advance(0)
-        draining = asyncio.ensure_future(served.drain())
-        await clock.advance(4.9)
-        assert not draining.done()
-        await clock.advance(0.1)
-        await draining
-        record = (await served.get(got.headers["location"])).json()
-
-    problem = problem_of(Interrupted("The process was stopped. Submit it again."), got.headers["location"])
-    assert record["terminalEvent"] == {"id": "1.4", "invocationFailed": {"problem": problem}}
-    assert (record["state"], record["result"], record["usage"]["estimated"]) == (
-        "failed",
-        {"text": "Half"},
-        True,
-    )
 
 
 # -- nobody sees the end before it is durable

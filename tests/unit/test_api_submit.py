@@ -130,7 +130,9 @@ async def test_the_record_of_a_finished_invocation_shows_how_it_went(clock: Manu
         "runtimeId": "writer",
         "sessionId": "session-1",
         "state": "completed",
-        "attempts": [{"attempt": 1, "lastEventId": "1.8"}],
+        "attempts": [
+            {"attempt": 1, "startedAt": "2026-11-21T16:40:00.000Z", "lastEventId": "1.8", "end": "finished"}
+        ],
         "createdAt": "2026-11-21T16:40:00.000Z",
         "updatedAt": "2026-11-21T16:40:00.000Z",
         "deadlineAt": "2026-11-21T16:50:00.000Z",
@@ -162,7 +164,9 @@ async def test_respond_async_answers_with_the_record_and_the_job_can_be_followed
         "runtimeId": "writer",
         "sessionId": "session-1",
         "state": "running",
-        "attempts": [{"attempt": 1, "lastEventId": None}],
+        "attempts": [
+            {"attempt": 1, "startedAt": "2026-11-21T16:40:00.000Z", "lastEventId": None, "end": None}
+        ],
         "createdAt": "2026-11-21T16:40:00.000Z",
         "updatedAt": "2026-11-21T16:40:00.000Z",
         "deadlineAt": "2026-11-21T16:50:00.000Z",
@@ -200,12 +204,14 @@ async def test_a_stage_and_an_encoded_arn_lead_to_the_runtime(clock: ManualClock
 
 async def test_the_prompt_limit_and_metadata_reach_the_model(clock: ManualClock) -> None:
     async with serving(clock) as served:
-        await served.submit({"prompt": "Hi", "maxTokens": 7, "requestMetadata": {"team": "search"}})
+        job = {"prompt": "Hi", "maxTokens": 7, "requestMetadata": {"team": "search"}}
+        submitted = await served.submit(job)
 
     (request,) = served.model.requests
     assert list(request.messages) == [{"role": "user", "content": [{"text": "Hi"}]}]
     assert (request.model_id, request.system, request.max_tokens) == ("model-1", "Be brief.", 7)
-    assert dict(request.request_metadata) == {"team": "search"}
+    call_id = f"{invocation_id_of(submitted)}:1:1"
+    assert dict(request.request_metadata) == {"team": "search", "headrace:call": call_id}
 
 
 async def test_the_callers_invocations_are_listed_newest_first_in_pages(clock: ManualClock) -> None:

@@ -13,7 +13,19 @@ from typing import Final
 
 import pytest
 
-from tests.cli_server import HOLD, LIMIT_S, CliServer, Reply, Request, control, delta, document, event, stream
+from tests.cli_server import (
+    HOLD,
+    LIMIT_S,
+    CliServer,
+    Reply,
+    Request,
+    control,
+    delta,
+    document,
+    event,
+    problem,
+    stream,
+)
 from tests.command_line import write_stack
 
 ROOT: Final = Path(__file__).parents[2]
@@ -111,15 +123,16 @@ def test_with_the_answer_in_a_pipe_the_status_goes_on(tmp_path: Path) -> None:
     assert answer == "Hel\x1b[2Jlo\n"
     assert shown == (
         f"{clear}connected{clear}writer/inv_1 started{clear}model, turn 1, 30 s"
-        f"{clear}{clear}a phase that is longer than the termina"
-        f"{clear}{clear}model, turn 1, 30 s"
+        f"{clear}a phase that is longer than the termina"
+        f"{clear}model, turn 1, 30 s"
         f"{clear}completed: 34 input, 120 output tokens\r\n"
     )
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("argv", "shown", "after"), [((), "", ""), (("--live",), "Hel\n", " --after 1.2")])
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, argv: tuple[str, ...], shown: str, after: str) -> None:
     held: Reply = [*stream(STARTED, delta("1.2", "Hel"), HEARTBEAT, ends=False, location=JOB), HOLD]
-    with running(tmp_path, held, "invoke", "writer", "Hi", "-v") as process:
+    with running(tmp_path, held, "invoke", "writer", "Hi", "-v", *argv) as process:
         assert process.stderr is not None
         progress = [process.stderr.readline(), process.stderr.readline()]
         process.send_signal(signal.SIGINT)
@@ -128,8 +141,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert progress == ["writer/inv_1 started\n", "model, turn 1, 30 s\n"]
     assert (process.returncode, stdout, stderr) == (
         130,
-        "Hel\n",
-        "headrace: interrupted\n  The job goes on: headrace follow writer/inv_1 --after 1.2\n",
+        shown,
+        (
+            "headrace: interrupted\n"
+            f"  The job goes on: headrace follow writer/inv_1{after}\n"
+            "  To end it: headrace cancel writer/inv_1\n"
+        ),
     )
 
 
@@ -137,11 +154,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     ("argv", "stderr"),
     [
         (
-            ["invoke", "writer", "Hi"],
+            ["invoke", "writer", "Hi", "--idempotency-key", "k-1"],
             (
                 "headrace: interrupted\n"
-                "  The job may have been started. Look for it, and submit it again only if it isn't there: "
-                "headrace list writer\n"
+                "  The job may have been started: "
+                "give the same command with --idempotency-key k-1 to attach to it\n"
             ),
         ),
         (["usage"], ""),
@@ -160,6 +177,38 @@ def test_ctrl_c_before_an_answer_says_what_is_unknown(tmp_path: Path, argv: list
         outcome = process.communicate(timeout=LIMIT_S)
 
     assert (process.returncode, *outcome) == (130, "", stderr)
+
+
+def test_ctrl_c_between_two_tries_of_which_none_was_taken_is_all_that_happened(tmp_path: Path) -> None:
+    more = {"retryable": True}
+    busy = problem(503, "overloaded", "Too busy", "Try again.", more=more, Retry_After="60")
+    with running(tmp_path, busy, "invoke", "writer", "Hi", "-v") as process:
+        assert process.stderr is not None
+        progress = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        outcome = process.communicate(timeout=LIMIT_S)
+
+    assert progress == "HTTP 503 Too busy; trying again in 60.0 s\n"
+    assert (process.returncode, *outcome) == (130, "", "")
+
+
+def test_ctrl_c_before_the_job_has_a_name_says_how_to_attach(tmp_path: Path) -> None:
+    held: Reply = [*stream(HEARTBEAT, ends=False), HOLD]
+    with running(tmp_path, held, "invoke", "writer", "Hi", "-v", "--idempotency-key", "k-1") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "model, turn 1, 30 s\n"
+        process.send_signal(signal.SIGINT)
+        outcome = process.communicate(timeout=LIMIT_S)
+
+    assert (process.returncode, *outcome) == (
+        130,
+        "",
+        (
+            "headrace: interrupted\n"
+            "  The job may have been started: "
+            "give the same command with --idempotency-key k-1 to attach to it\n"
+        ),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`headrace invoke` and `headrace follow` print the whole answer once, whatever their connections do."""
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_the_answer_is_all_of_stdout(terminal: CommandLine) -> None:
         outcome = terminal.run("invoke", "writer", "Say hello", "--max-tokens", "64", "--session", "s-1")
 
     (request,) = server.requests
+    key = request.headers.pop("idempotency-key")
+    assert uuid.UUID(key).version == 4
     assert outcome == Outcome(0, "Hello, wörld\n", "")
     assert server.token_requests == [{"user": "demo", "groups": [], "token_use": "id"}]
     assert request == Request(
@@ -123,7 +126,7 @@ def test_a_token_file_is_read_again(terminal: CommandLine, tmp_path: Path) -> No
 
     with CliServer(expire, stream(LO), refusal) as server:
         terminal.use(server)
-        outcome = terminal.run("follow", "writer/inv_1", "--token-file", str(token_file))
+        outcome = terminal.run("follow", "writer/inv_1", "--token-file", str(token_file), "--live")
 
     assert outcome == Outcome(
         3,
@@ -198,41 +201,6 @@ def test_an_event_that_comes_twice_is_printed_once(terminal: CommandLine) -> Non
     assert outcome == Outcome(0, "Hello, wörld\n", "")
 
 
-def test_void_text_is_pointed_out_and_what_was_kept_is_not_repeated(terminal: CommandLine) -> None:
-    restarted = event("2.1", "attemptRestarted", attempt=2, rewindTo="1.3")
-    done = event("2.3", "invocationCompleted", stopReason="end_turn", usage=USAGE)
-    lost = stream(
-        STARTED, delta("1.2", "One. "), STOP.replace(b"1.4", b"1.3"), delta("1.4", "Tw"), location=JOB
-    )
-    with CliServer(lost, stream(restarted, delta("2.2", "Two."), done)) as server:
-        terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Count")
-
-    assert outcome == Outcome(
-        0,
-        "One. \nTw\nTwo.\n",
-        "headrace: another process took over (attempt 2): "
-        "the last 2 characters above are void; the answer goes on after them\n",
-    )
-    assert server.essences == [SUBMIT, after("1.4")]
-
-
-def test_a_takeover_that_voids_nothing_printed_is_progress(terminal: CommandLine) -> None:
-    restarted = event("2.1", "attemptRestarted", attempt=2, rewindTo="1.1")
-    done = event("2.3", "invocationCompleted", stopReason="end_turn", usage=USAGE)
-    with CliServer(stream(STARTED, restarted, delta("2.2", "One."), done, location=JOB)) as server:
-        terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Count", "-v")
-
-    assert outcome == Outcome(
-        0,
-        "One.\n",
-        "writer/inv_1 started\n"
-        "another process took over (attempt 2)\n"
-        "completed: 34 input, 120 output tokens\n",
-    )
-
-
 def test_a_service_that_is_busy_is_asked_again_when_it_says(terminal: CommandLine) -> None:
     busy = problem(503, "draining", "Going away", "Follow again.", Retry_After="7")
     bad_gateway = document({"message": "Internal server error"}, "502 Bad Gateway")
@@ -244,21 +212,40 @@ def test_a_service_that_is_busy_is_asked_again_when_it_says(terminal: CommandLin
     assert terminal.waits_s == [0.25, 7, 1.0]
 
 
-def test_it_gives_up_after_a_while_without_anything_new(terminal: CommandLine) -> None:
+@pytest.mark.parametrize(("argv", "stdout", "after"), [((), "", ""), (("--live",), "Hel\n", " --after 1.2")])
+def test_it_gives_up_after_a_while_without_anything_new(
+    terminal: CommandLine, argv: tuple[str, ...], stdout: str, after: str
+) -> None:
     heartbeat_only = stream(CONNECTED)
     first = stream(STARTED, HEL, location=JOB)
     record = document({"state": "running"})
     with CliServer(first, *[heartbeat_only, record] * 7) as server:
         terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Say hello", "--retry-for", "20", "--user", "bo b")
+        outcome = terminal.run("invoke", "writer", "Hi", "--retry-for", "20", "--user", "bo b", *argv)
 
     assert outcome == Outcome(
         4,
-        "Hel\n",
+        stdout,
         "headrace: gave up after 20 s without anything new: the stream ended before the answer did\n"
-        "  The job goes on: headrace follow writer/inv_1 --after 1.2 --user 'bo b'\n",
+        f"  The job goes on: headrace follow writer/inv_1{after} --user 'bo b'\n",
     )
     assert terminal.waits_s == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 4.25]
+
+
+def test_what_a_later_command_prints_belongs_right_after_what_was_shown(terminal: CommandLine) -> None:
+    """Nothing was shown of what came after the cursor, so the cursor that is named has not moved."""
+    gone = problem(401, "unauthenticated", "Who are you?", "Send a token.")
+    with CliServer(stream(LO), gone, gone) as server:
+        terminal.use(server)
+        outcome = terminal.run("follow", "writer/inv_1", "--after", "1.2")
+
+    assert outcome == Outcome(
+        3,
+        "",
+        "headrace: 401 Who are you? (unauthenticated)\n"
+        "  Send a token.\n"
+        "  The job goes on: headrace follow writer/inv_1 --after 1.2\n",
+    )
 
 
 def test_a_heartbeat_of_the_job_is_something_new(terminal: CommandLine) -> None:
@@ -271,32 +258,16 @@ def test_a_heartbeat_of_the_job_is_something_new(terminal: CommandLine) -> None:
     assert terminal.waits_s == [0.25, 0.25, 0.25, 0.25]
 
 
-def test_a_submission_without_an_answer_is_not_sent_again(terminal: CommandLine) -> None:
-    with CliServer([RESET]) as server:
-        terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Say hello", "--group", "staff")
-
-    assert outcome == Outcome(
-        4,
-        "",
-        "headrace: the connection broke (Connection reset by peer)\n"
-        "  The job may have been started. Look for it, and submit it again only if it isn't there: "
-        "headrace list writer --group staff\n",
-    )
-    assert server.essences == [SUBMIT]
-
-
 def test_a_stream_that_names_no_invocation_can_not_be_followed_on(terminal: CommandLine) -> None:
     with CliServer(stream(CONNECTED)) as server:
         terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Say hello")
+        outcome = terminal.run("invoke", "writer", "Say hello", "--idempotency-key", "k-1")
 
     assert outcome == Outcome(
         4,
         "",
         "headrace: the stream ended before the answer did\n"
-        "  The job may have been started. Look for it, and submit it again only if it isn't there: "
-        "headrace list writer\n",
+        "  The job may have been started: give the same command with --idempotency-key k-1 to attach to it\n",
     )
 
 
@@ -313,7 +284,7 @@ def test_a_refusal_while_following_ends_it(terminal: CommandLine) -> None:
     gone = problem(404, "not-found", "Not found", "It may be older than records are kept.")
     with CliServer(stream(STARTED, HEL, location=JOB), gone) as server:
         terminal.use(server)
-        outcome = terminal.run("invoke", "writer", "Say hello")
+        outcome = terminal.run("invoke", "writer", "Say hello", "--live")
 
     assert outcome == Outcome(
         3,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Catalog, ConfigError, Limits, Settings
+from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {
@@ -96,7 +96,7 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         [runtimes.poet]
         kind = "converse"
         model = "nova"
-        on_disconnect = "cancel"
+        on_disconnect = "stop"
         tools = ["no-colon"]
         [limits.default]
         daily_tokens = -1
@@ -116,7 +116,7 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         "runtimes.writer.kind must be \"converse\", not 'python'",
         "runtimes.writer.model names the upstream 'nowhere', which [upstreams] lacks",
         'runtimes.poet.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
-        "runtimes.poet.on_disconnect must be \"continue\", not 'cancel'",
+        'runtimes.poet.on_disconnect must be "continue" or "cancel", not \'stop\'',
         "runtimes.poet.tools: 'no-colon' is not \"package.module:function\"",
     ]
 
@@ -133,6 +133,22 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
             CATALOG + "[service]\nheartbeat_s = 'x'",
             "service.heartbeat_s must be a number from 0.05 to 60, not 'x'",
         ),
+        (
+            CATALOG + "[service]\nusage_grace_s = 31",
+            "service.usage_grace_s must be a number from 0 to 30, not 31",
+        ),
+        (
+            CATALOG + "[service]\nabandon_s = 0",
+            "service.abandon_s must be a number from 0.1 to 3600, not 0",
+        ),
+        (
+            CATALOG + "[service]\npause_limit_s = 0",
+            "service.pause_limit_s must be a number, more than 0, not 0",
+        ),
+        (
+            CATALOG + "[service]\nunstored_bytes = 1.5",
+            "service.unstored_bytes must be a whole number, more than 0, not 1.5",
+        ),
         (CATALOG + "[service]\nsegment_s = 900", "service.segment_s must be a number from 1 to 890, not 900"),
         (CATALOG + "[limits]\ndefault = 3", "limits.default must be a table"),
         (
@@ -145,6 +161,15 @@ def test_each_fault_is_one_sentence(toml: str, fault: str | None) -> None:
     faults = faults_of(toml)
 
     assert faults[0] == fault if fault is not None else "runtimes.writer.kind2 is not known" in faults[0]
+
+
+def test_a_runtime_says_what_becomes_of_its_jobs_when_nobody_reads_them() -> None:
+    catalog = Catalog.from_document(
+        tomllib.loads(CATALOG + 'on_disconnect = "cancel"\n[service]\nabandon_s = 0.5\nusage_grace_s = 0')
+    )
+
+    assert catalog.runtimes["writer"].on_disconnect == "cancel"
+    assert catalog.service == ServiceConfig(abandon_s=0.5, usage_grace_s=0)
 
 
 def test_a_catalog_that_cannot_be_read_says_so(tmp_path: Path) -> None:

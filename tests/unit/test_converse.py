@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from service.config import RuntimeConfig
-from service.errors import TurnsExhausted, UpstreamFailed, UpstreamThrottled
+from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamFailed, UpstreamThrottled
 from service.events import event_type, event_value
 from service.invocations import Usage
 from service.models import Frame
 from service.runtimes import Effects, InvocationInput, Outcome
 from service.runtimes.converse import ConverseRuntime
-from service.tools import Tools, tool
+from service.tools import ToolCall, Tools, tool
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, answer, start, stop, text, tool_call
 
@@ -36,13 +36,17 @@ class Recorder:
     did: list[tuple[Any, ...]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     attempt: int = 1
+    usage_grace_s: float = 0.0
 
     def effects(self) -> Effects:
         async def reserve(turn: int, tokens: int) -> None:
             self.did.append(("reserve", turn, tokens))
 
-        async def settle(turn: int, usage: Usage) -> None:
-            self.did.append(("settle", turn, usage))
+        async def enter(phase: str, turn: int) -> None:
+            self.did.append(("enter", phase, turn))
+
+        async def settle(turn: int, usage: Usage, messages: Sequence[Mapping[str, Any]]) -> None:
+            self.did.append(("settle", turn, usage, messages))
 
         async def complete(turn: int, messages: Sequence[Mapping[str, Any]]) -> None:
             self.did.append(("complete", turn, messages))
@@ -54,11 +58,12 @@ class Recorder:
             attempt=self.attempt,
             emit=emit,
             deliver=self.frames.extend,
-            enter=lambda phase, turn: self.did.append(("enter", phase, turn)),
+            enter=enter,
             reserve=reserve,
             settle=settle,
             settle_at_end=lambda turn, usage: self.did.append(("settle_at_end", turn, usage)),
             complete=complete,
+            usage_grace_s=lambda: self.usage_grace_s,
         )
 
 
@@ -97,7 +102,7 @@ async def test_the_model_is_asked_with_instructions_limit_and_metadata() -> None
     (request,) = model.requests
     assert (request.model_id, request.system, request.max_tokens) == ("m", "Be brief.", 100)
     assert list(request.messages) == list(GIVEN.messages)
-    assert dict(request.request_metadata) == {"team": "search"}
+    assert dict(request.request_metadata) == {"team": "search", "headrace:call": "inv_1:1:1"}
 
 
 async def test_a_tool_turn_is_settled_then_completed_before_the_next_is_reserved() -> None:
@@ -206,3 +211,96 @@ async def test_a_later_attempt_goes_on_after_the_completed_turns() -> None:
 
     assert recorder.did[0][:2] == ("reserve", 2)
     assert list(model.requests[0].messages) == [*GIVEN.messages, *done]
+
+
+def half_turn(name: str) -> tuple[dict[str, Any], ...]:
+    """Return what a turn has stored whose tools had begun when its process died."""
+    use = {"toolUseId": "tool-1", "name": name, "input": {"a": 6, "b": 7}}
+    return ({"role": "assistant", "content": [{"toolUse": use}]},)
+
+
+def given_with(*turns: tuple[dict[str, Any], ...]) -> InvocationInput:
+    return InvocationInput("inv_1", "agent", "user-1", (), None, GIVEN.messages, 100, turns=turns)
+
+
+CALLS: list[ToolCall] = []
+
+
+@tool(description="Count.", input_schema={"type": "object"}, idempotent=True)
+async def count(arguments: dict[str, Any], call: ToolCall) -> str:
+    CALLS.append(call)
+    return str(arguments)
+
+
+async def test_a_later_attempt_runs_the_tools_of_a_settled_turn_again_without_asking_the_model() -> None:
+    CALLS.clear()
+    model, first = ScriptedModel(tool_call("count", '{"a":6,"b":7}'), answer("42")), Recorder()
+    await ConverseRuntime(CONFIG, model, Tools([count])).run(GIVEN, first.effects())
+    (stored,) = [messages for kind, *_, messages in first.did if kind == "settle"]
+    model, second = ScriptedModel(answer("42")), Recorder(attempt=2)
+
+    await ConverseRuntime(CONFIG, model, Tools([count])).run(given_with(tuple(stored)), second.effects())
+
+    completed = [[entry for entry in each.did if entry[0] == "complete"] for each in (first, second)]
+    assert [call.idempotency_key for call in CALLS] == ["inv_1:1:1", "inv_1:1:1"]
+    assert completed[0] == completed[1]
+    assert [entry[0] for entry in second.did][:5] == [
+        "enter",
+        "toolStarted",
+        "toolFinished",
+        "complete",
+        "reserve",
+    ]
+    assert len(model.requests) == 1
+
+
+async def test_a_tool_that_must_not_run_twice_is_not_run_again() -> None:
+    model, recorder = ScriptedModel(answer("42")), Recorder(attempt=2)
+
+    with pytest.raises(OutcomeUnknown, match="multiply") as raised:
+        await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(half_turn("multiply")), recorder.effects())
+
+    assert not raised.value.is_retryable
+    assert (recorder.did, model.requests) == ([], [])
+
+
+async def test_a_tool_that_does_not_exist_may_be_asked_for_again() -> None:
+    model, recorder = ScriptedModel(answer("42")), Recorder(attempt=2)
+
+    await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(half_turn("guess")), recorder.effects())
+
+    assert ("toolFinished", {"toolUseId": "tool-1", "name": "guess", "status": "error"}) in recorder.did
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "usage"), [(1.0, Usage(10, 5)), (0.2, None)], ids=["in time", "too late"]
+)
+async def test_a_cancelled_call_is_read_on_for_its_usage(
+    clock: ManualClock, grace_s: float, usage: Usage | None
+) -> None:
+    gate, recorder = asyncio.Event(), Recorder(usage_grace_s=grace_s)
+    model = ScriptedModel([start(), text("Half"), gate, stop()])
+    task = asyncio.ensure_future(ConverseRuntime(CONFIG, model, NO_TOOLS).run(GIVEN, recorder.effects()))
+    await clock.advance(0)
+    asyncio.get_running_loop().call_later(0.5, gate.set)
+
+    task.cancel()
+    await clock.advance(1)
+
+    assert task.cancelled()
+    assert recorder.did[-1][:2] == ("settle_at_end", 1)
+    assert recorder.did[-1][2] == usage or (usage is None and recorder.did[-1][2].estimated)
+
+
+async def test_a_refusal_that_comes_after_the_cancellation_costs_nothing(clock: ManualClock) -> None:
+    gate, recorder = asyncio.Event(), Recorder(usage_grace_s=1)
+    model = ScriptedModel([gate, UpstreamThrottled()])
+    task = asyncio.ensure_future(ConverseRuntime(CONFIG, model, NO_TOOLS).run(GIVEN, recorder.effects()))
+    await clock.advance(0)
+
+    task.cancel()
+    gate.set()
+    await clock.advance(0)
+
+    assert task.cancelled()
+    assert recorder.did[-1] == ("settle_at_end", 1, Usage())

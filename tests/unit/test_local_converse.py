@@ -41,6 +41,7 @@ def test_a_request_is_read_whole() -> None:
         temperature=0,
         top_p=0.5,
         stop_sequences=("###",),
+        request_metadata={"team": "search"},
     )
 
 
@@ -73,6 +74,11 @@ def test_a_request_is_read_whole() -> None:
             "The name of a toolSpec",
         ),
         ({"messages": [ASK], "toolConfig": {"tools": [{"toolSpec": {"name": "a"}}]}}, "The inputSchema of"),
+        ({"messages": [ASK], "requestMetadata": {"team": 1}}, "The values of the requestMetadata field"),
+        (
+            {"messages": [ASK], "requestMetadata": {str(number): "x" for number in range(17)}},
+            "The requestMetadata field must have at most 16 members.",
+        ),
         ({"messages": [ASK], "system": "terse"}, "The system field has the wrong type."),
         ({"messages": [ASK], "system": [{"text": ""}]}, "The text field in the SystemContentBlock"),
         ({"messages": [ASK], "inferenceConfig": {"maxTokens": 0}}, "The value of inferenceConfig.maxTokens"),

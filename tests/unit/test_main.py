@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import __main__ as process
 from service.app import Drain
+from service.config import Settings
 from tests.clock import ManualClock
 
 CATALOG = """
@@ -122,12 +123,19 @@ async def abort_or_answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
+def harmless_stop() -> process.HardStop:
+    """Return one whose thread is not started and that ends nothing."""
+    return process.HardStop(last_resort=lambda _: None)
+
+
 class Server(process._Server):
     """The process's server with its listener open, without the loop that only watches `should_exit`."""
 
     @classmethod
     @asynccontextmanager
-    async def listening(cls, clock: ManualClock, drain: Drain) -> AsyncIterator["Server"]:
+    async def listening(
+        cls, clock: ManualClock, drain: Drain, hard_stop: process.HardStop | None = None
+    ) -> AsyncIterator["Server"]:
         config = uvicorn.Config(
             abort_or_answer,
             host="127.0.0.1",
@@ -137,7 +145,7 @@ class Server(process._Server):
             log_config=None,
             access_log=False,
         )
-        server = cls(config, drain)
+        server = cls(config, drain, hard_stop or harmless_stop())
         config.load()
         server.lifespan = config.lifespan_class(config)
         await server.startup()
@@ -229,15 +237,66 @@ async def test_a_drain_that_fails_is_logged_and_stops_all_the_same(
         assert "drain failed" in [record.getMessage() for record in caplog.records]
 
 
+@pytest.mark.promise("process-ends-in-time")
+async def test_the_hard_stop_counts_from_the_first_signal(clock: ManualClock) -> None:
+    limits: list[float] = []
+    gate = asyncio.Event()
+    hard_stop = process.HardStop(100, last_resort=limits.append)
+    async with Server.listening(clock, drain_until(gate), hard_stop) as server:
+        before = limits.copy()
+        for _ in range(3):
+            server.handle_exit(signal.SIGTERM, None)
+
+        assert (before, limits) == ([], [101.0])
+        gate.set()
+
+
 def test_a_signal_before_the_start_stops_the_start() -> None:
-    server = process._Server(uvicorn.Config(abort_or_answer, log_config=None), Drain())
+    limits: list[float] = []
+    hard_stop = process.HardStop(last_resort=limits.append)
+    server = process._Server(uvicorn.Config(abort_or_answer, log_config=None), Drain(), hard_stop)
 
     server.handle_exit(signal.SIGTERM, None)
 
-    assert server.should_exit
+    assert (server.should_exit, limits) == (True, [119.0])
 
 
 async def test_the_app_can_drop_a_connection(clock: ManualClock) -> None:
     async with Server.listening(clock, Drain()) as server:
         assert await server.ask("/abort") == b""
         assert (await server.ask("/")).endswith(b"ok")
+
+
+# -- peers that die without a word
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+@pytest.mark.allowed_skip("Linux only")
+async def test_a_peer_that_acknowledges_nothing_is_dropped_after_the_write_timeout(
+    clock: ManualClock,
+) -> None:
+    config = process._server_config(
+        abort_or_answer, Settings("https://issuer", ("client-1",), "https://keys", "sqlite:x"), 7.5
+    )
+    config.load()
+    accepted: list[int] = []
+
+    class Protocol(config.http_protocol_class):  # type: ignore[name-defined,misc]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            accepted.append(transport.get_extra_info("socket").getsockopt(*option))
+
+    state: dict[str, Any] = {}
+    server_state = uvicorn.server.ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Protocol(config=config, server_state=server_state, app_state=state), "127.0.0.1", 0
+    )
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await clock.advance(0)
+        writer.close()
+        await writer.wait_closed()
+
+    assert accepted == [7500]

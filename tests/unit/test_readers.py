@@ -284,10 +284,17 @@ async def test_a_reader_that_hangs_up_while_blocked_leaves_nothing_behind(readin
     assert (reading.log.attached, len(reading.wheel)) == (0, 0)
 
 
-async def test_readers_of_a_fenced_attempt_are_sent_on(reading: Reading) -> None:
+async def test_readers_of_an_attempt_that_is_not_run_here_any_more_are_sent_on(reading: Reading) -> None:
     async with reading.read() as exchange:
-        reading.log.fenced = True
-        await reading.turn(11)
+        reading.log.move()
+        answer = await exchange.whole()
+
+    assert kinds_of(answer.body) == ["reconnect"]
+
+
+async def test_a_reader_that_comes_when_the_attempt_has_just_left_is_sent_on_too(reading: Reading) -> None:
+    reading.log.move()
+    async with reading.read() as exchange:
         answer = await exchange.whole()
 
     assert kinds_of(answer.body) == ["reconnect"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Draining, Interrupted, Overloaded
-from service.runner import INTERRUPT_GRACE_S
+from service.errors import Draining, Overloaded
+from service.runner import HAND_OVER_GRACE_S
 from tests.clock import ManualClock
 from tests.fakes import Step, answer, start, stop, text, tool_call
 from tests.harness import INVOCATIONS, Served, serving
@@ -53,6 +53,55 @@ async def test_submissions_at_the_same_moment_fill_a_process_no_further_than_its
         statuses = sorted([(await exchange).status for exchange in exchanges])
 
         assert statuses == [202, 202, 503, 503, 503]
+
+
+@pytest.mark.promise("fair-share")
+async def test_a_burst_of_one_principal_leaves_room_for_others(clock: ManualClock) -> None:
+    gate = asyncio.Event()
+    catalog = """
+[service]
+running_invocations = 10
+[limits.writers]
+concurrent_invocations = 100
+daily_tokens = 1_000_000
+monthly_tokens = 1_000_000
+"""
+    async with serving(clock, halves(gate), catalog=catalog) as served:
+        burst = [
+            asyncio.ensure_future(served.submit(prefer="respond-async", as_user="greedy")) for _ in range(30)
+        ]
+        answers = [await each for each in burst]
+        calls = served.store.calls.count("create_invocation")
+        other = await served.submit(prefer="respond-async", as_user="other")
+        gate.set()
+        await clock.advance(1)
+        again = await served.submit(as_user="greedy")
+
+    statuses = [each.status for each in answers]
+    refused = next(each for each in answers if each.status == 503)
+    assert (statuses.count(202), statuses.count(503), calls) == (8, 22, 8)
+    assert refused.json() == Overloaded("Most of what runs here is yours: try again.").problem()
+    assert (refused.headers["retry-after"], other.status, again.status) == ("1", 202, 200)
+
+
+@pytest.mark.promise("sheds-before-work")
+async def test_a_process_whose_store_is_far_behind_takes_no_new_work_until_it_has_caught_up(
+    clock: ManualClock,
+) -> None:
+    catalog = "[service]\nunstored_bytes = 2000"
+    async with serving(clock, [start(), text("x" * 3000), stop()], catalog=catalog) as served:
+        served.store.only, served.store.down = {"append_events", "finish"}, True
+        location = (await served.submit(prefer="respond-async")).headers["location"]
+        await clock.advance(1)
+        refused = await served.submit(as_user="other")
+        served.store.down = False
+        await clock.advance(6)
+        admitted = await served.submit(as_user="other", prefer="respond-async")
+        state = await state_of(served, location)
+
+    error = Overloaded("The store is behind: try again.")
+    assert (refused.status, refused.json()) == (503, error.problem())
+    assert (admitted.status, state) == (202, "completed")
 
 
 async def test_ping_says_whether_anything_runs_and_since_when(clock: ManualClock) -> None:
@@ -133,10 +182,13 @@ async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(
         await clock.advance(6)
         await draining
 
-        assert await state_of(served, location) == "failed"
+        assert await state_of(served, location) == "running"
+        assert [line["code"] for line in served.lines.attempts] == ["handed-over"]
 
 
-async def test_an_attempt_that_is_stopped_before_its_first_step_is_ended_too(clock: ManualClock) -> None:
+async def test_an_attempt_that_is_stopped_before_its_first_step_is_handed_over_too(
+    clock: ManualClock,
+) -> None:
     catalog = "[service]\ndrain_s = 5"
     async with serving(clock, catalog=catalog) as served:
         served.store.only = {"create_invocation"}
@@ -151,7 +203,7 @@ async def test_an_attempt_that_is_stopped_before_its_first_step_is_ended_too(clo
         record = (await served.get((await submitting).headers["location"])).json()
         usage = (await served.get("/usage")).json()
 
-    assert record["terminalEvent"]["invocationFailed"]["problem"]["code"] == "interrupted"
+    assert (record["state"], record["attempts"][0]["end"]) == ("running", "handed-over")
     assert (usage["windows"][0]["used"], usage["windows"][0]["reserved"]) == (0, 0)
     assert served.model.requests == []
 
@@ -163,7 +215,7 @@ async def test_an_ending_that_is_being_committed_is_not_interrupted(clock: Manua
         location = (await served.submit(prefer="respond-async")).headers["location"]
         await clock.advance(0)
         draining = asyncio.ensure_future(served.drain())
-        await clock.advance(1 + INTERRUPT_GRACE_S / 2)
+        await clock.advance(1 + HAND_OVER_GRACE_S / 2)
         assert not draining.done()
         served.store.gate.set()
         await draining
@@ -177,7 +229,7 @@ async def test_a_drain_does_not_wait_for_ever_for_a_store_that_is_down(clock: Ma
         location = (await served.submit(prefer="respond-async")).headers["location"]
         await clock.advance(0)
         draining = asyncio.ensure_future(served.drain())
-        await clock.advance(1 + INTERRUPT_GRACE_S)
+        await clock.advance(1 + HAND_OVER_GRACE_S)
         await draining
         await clock.advance(0)
 
@@ -185,7 +237,8 @@ async def test_a_drain_does_not_wait_for_ever_for_a_store_that_is_down(clock: Ma
     assert [(line["state"], line["code"]) for line in served.lines.attempts] == [("running", "unfinished")]
 
 
-async def test_what_still_runs_when_the_process_stops_is_interrupted(
+@pytest.mark.promise("handed-over-goes-on")
+async def test_what_still_runs_when_the_process_stops_goes_on_elsewhere(
     clock: ManualClock, tmp_path: Path
 ) -> None:
     never = asyncio.Event()
@@ -194,8 +247,10 @@ async def test_what_still_runs_when_the_process_stops_is_interrupted(
         await clock.advance(0)
 
     async with serving(clock, store=tmp_path / "db") as later:
+        await clock.advance(0)
         record = (await later.get(location)).json()
-    assert record["terminalEvent"]["invocationFailed"]["problem"]["code"] == Interrupted.code
+    assert (record["state"], record["result"]["text"]) == ("completed", "A headrace carries water.")
+    assert [attempt["end"] for attempt in record["attempts"]] == ["handed-over", "finished"]
 
 
 # -- deadline and fencing
@@ -237,6 +292,7 @@ async def test_an_attempt_that_another_process_claimed_stops_and_sends_its_reade
         await exchange.until(b"A head")
         await clock.advance(1)
         later_ms = clock.now_ms() + 10**9
+        await served.store.as_store.renew_lease("another", later_ms)
         (claim,) = await served.store.as_store.claim_expired("another", later_ms, limit=1)
         gate.set()
         await clock.advance(12)
@@ -252,6 +308,7 @@ async def test_an_end_that_comes_after_another_process_claimed_it_is_not_shown(c
     async with serving(clock, halves(gate)) as served, served.post() as exchange:
         await exchange.until(b"A head")
         later_ms = clock.now_ms() + 10**9
+        await served.store.as_store.renew_lease("another", later_ms)
         await served.store.as_store.claim_expired("another", later_ms, limit=1)
         gate.set()
         await clock.advance(12)
@@ -272,6 +329,7 @@ async def test_a_settlement_that_comes_after_another_process_claimed_it_ends_the
     ):
         await exchange.until(b"messageStart")
         later_ms = clock.now_ms() + 10**9
+        await served.store.as_store.renew_lease("another", later_ms)
         await served.store.as_store.claim_expired("another", later_ms, limit=1)
         gate.set()
         await clock.advance(12)

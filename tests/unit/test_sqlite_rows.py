@@ -11,7 +11,7 @@ import pytest
 
 from service.events import Block, join
 from service.invocations import Usage
-from service.stores import EventBlock
+from service.stores import RESERVATION_GRACE_MS, EventBlock, HandOver
 from service.stores.sqlite import SqliteStore
 from service.stores.sqlite_events import ROW_LIMIT_BYTES
 from tests.contracts.store_cases import (
@@ -24,6 +24,7 @@ from tests.contracts.store_cases import (
     entry,
     hold,
     new,
+    pausing,
     running,
     settlement,
 )
@@ -84,15 +85,37 @@ async def test_a_settlement_is_one_usage_record_one_bucket_and_one_month(filed: 
 
 async def test_what_a_dead_attempt_used_is_in_the_ledger_and_in_no_counter(filed: Filed) -> None:
     store = filed.store
-    await store.create_invocation(new(), ROOMY, NOW)
-    await store.claim_expired("owner-2", NOW, limit=1)
+    await store.create_invocation(new(tokens=70), ROOMY, NOW)
+    handed_over = settlement(1, 2, Usage(1, 2, 3, 4), charged=False)
+    await store.hand_over(HandOver("inv_1", 1, (handed_over,)), NOW)
+    await store.claim_expired("owner-2", NOW + 1, limit=1)
 
-    await store.settle(settlement(1, 1, Usage(1, 2, 3, 4, True)), NOW)
+    await store.settle(settlement(1, 3, Usage(5, 6, 7, 8, True)), NOW + 2)
 
-    assert filed.rows("SELECT * FROM usage_records") == [
-        ("inv_1", 1, 1, "user-1", "writer", "model-1", 1, 2, 3, 4, 1, 0, NOW)
+    assert filed.rows("SELECT * FROM usage_records ORDER BY turn") == [
+        ("inv_1", 1, 1, "user-1", "writer", "", 70, 0, 0, 0, 1, 0, NOW + 1),  # what it held
+        ("inv_1", 1, 2, "user-1", "writer", "model-1", 1, 2, 3, 4, 0, 0, NOW),
+        ("inv_1", 1, 3, "user-1", "writer", "model-1", 5, 6, 7, 8, 1, 0, NOW + 2),
     ]
     assert filed.rows("SELECT * FROM usage") == []
+    assert filed.rows("SELECT * FROM reservations") == []
+
+
+async def test_a_pause_leaves_no_trace_in_the_row_of_an_invocation_that_goes_on(filed: Filed) -> None:
+    store = filed.store
+    columns = "state, owner, attempt, paused_at_ms, resumes_at_ms, look_at_ms, paused_turn, paused_tokens"
+    await store.create_invocation(new(), ROOMY, NOW)
+
+    await store.pause(pausing(resumes_at_ms=NOW + 9), NOW + 5)
+    paused = filed.rows(f"SELECT {columns} FROM invocations")  # noqa: S608 - the columns are those above
+    await store.resume("inv_1", 1, "owner-2", NOW + 9, limits=ROOMY)
+    resumed = filed.rows(f"SELECT {columns} FROM invocations")  # noqa: S608 - the columns are those above
+
+    assert paused == [("paused", "", 1, NOW + 5, NOW + 9, NOW + 9, 2, 200)]
+    assert resumed == [("running", "owner-2", 2, None, None, None, None, None)]
+    assert filed.rows("SELECT * FROM reservations") == [
+        ("inv_1", 2, 2, "user-1", 200, NOW + 4 + HOUR_MS + RESERVATION_GRACE_MS)
+    ]
 
 
 async def test_usage_records_are_append_only(filed: Filed) -> None:
@@ -207,3 +230,16 @@ async def test_a_running_invocation_is_never_purged_and_can_be_claimed_after_its
 
     assert await store.load_invocation("inv_1") == running()
     assert len(await store.claim_expired("owner-2", NOW + 40 * DAY_MS, limit=1)) == 1
+
+
+async def test_a_paused_invocation_is_never_purged_and_goes_on_all_the_same(filed: Filed) -> None:
+    store = filed.store
+    await store.create_invocation(new(), ROOMY, NOW)
+    waiting = await store.pause(pausing(), NOW)
+
+    deleted = await store.purge(NOW + 40 * DAY_MS, 0.0)
+
+    assert deleted == 0
+    assert await store.load_invocation("inv_1") == waiting
+    claim = await store.resume("inv_1", 1, "owner-2", NOW + 40 * DAY_MS, limits=ROOMY)
+    assert claim.input == b'{"prompt":"hi"}'

@@ -12,8 +12,11 @@ import pytest
 
 from service.config import ConfigError
 from service.errors import StoreUnavailable
+from service.events import EventId
+from service.invocations import Attempt, AttemptEnd
 from service.stores.sqlite import SqliteStore
 from service.stores.sqlite_schema import APPLICATION_ID, MIGRATIONS, Migrations, open_database
+from tests.contracts.store_cases import FAILED, NOW
 
 FIRST = (("CREATE TABLE first (n INTEGER) STRICT", "INSERT INTO first VALUES (1)"),)
 SECOND = (*FIRST, ("ALTER TABLE first ADD COLUMN m INTEGER NOT NULL DEFAULT 7",))
@@ -69,6 +72,44 @@ def test_migrations_run_once_and_in_order(tmp_path: Path) -> None:
 
     assert values(path, "SELECT n, m FROM first") == [(1, 7)]
     assert values(path, "PRAGMA user_version") == [(2,)]
+
+
+async def test_what_schema_2_has_written_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    migrate(path, MIGRATIONS[:2])
+    write_as_schema_2(path)
+
+    async with SqliteStore.open(path) as store:
+        ended = await store.load_invocation("inv_1")
+        early = await store.claim_expired("owner-1", NOW + 59_999, limit=2, running=[])
+        orphans = await store.claim_expired("owner-1", NOW + 60_000, limit=2, running=[])
+
+    assert ended is not None
+    assert ended.attempts == (
+        Attempt(1, NOW, EventId(1, 1), AttemptEnd.LOST),
+        Attempt(2, NOW, EventId(2, 3), AttemptEnd.FINISHED),
+    )
+    assert (ended.cancel_requested_at_ms, ended.paused_at_ms, ended.resumes_at_ms) == (None, None, None)
+    assert early == []
+    assert [claim.invocation.attempts for claim in orphans] == [
+        (Attempt(1, NOW, EventId(1, 1), AttemptEnd.LOST), Attempt(2, NOW + 60_000))
+    ]
+
+
+def write_as_schema_2(path: Path) -> None:
+    """Write an invocation that was claimed and has ended, and one that runs."""
+    invocations = (
+        "INSERT INTO invocations (invocation_id, runtime_id, sub, state, owner, attempt, stored_seq,"
+    )
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(
+            f"{invocations} created_at_ms, updated_at_ms, deadline_at_ms, finished_at_ms, terminal)"
+            " VALUES ('inv_1', 'writer', 'user-1', 'failed', 'owner-1', 2, 3, ?1, ?1, ?1, ?1, ?2),"
+            " ('inv_2', 'writer', 'user-1', 'running', 'owner-1', 1, 1, ?1, ?1, ?1, NULL, NULL)",
+            (NOW, FAILED),
+        )
+        db.execute("INSERT INTO inputs VALUES ('inv_1', x'7b7d'), ('inv_2', x'7b7d')")
+        db.execute("INSERT INTO attempts VALUES ('inv_1', 1, 1), ('inv_1', 2, 3), ('inv_2', 1, NULL)")
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:

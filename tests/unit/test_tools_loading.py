@@ -53,11 +53,8 @@ async def send(arguments, call):
         },
         {"name": "send-letter", "description": "Send a letter.", "inputSchema": {"json": {"type": "object"}}},
     )
-    assert [tools.is_idempotent(name) for name in ("search", "send-letter", "unknown")] == [
-        True,
-        False,
-        False,
-    ]
+    repeatable = [tools.may_repeat(name) for name in ("search", "send-letter", "unknown")]
+    assert repeatable == [True, False, True]
     assert await tools.run(CALL, "search", b'{"query": "leave"}') == ToolResult(
         "success",
         [{"json": {"arguments": {"query": "leave"}, "key": "inv_1:2:tooluse_1", "sub": "user-1"}}],
