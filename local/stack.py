@@ -8,10 +8,12 @@
         ... requests to stack.services[0].url ...
         await stack.services[0].kill()                  kill -9; the store and the other service go on
         await stack.services[0].start()                 the same address again
+        stack.emulator.stall()                          of DynamoDB, if the stack was given `tables`
         ... await stack.bedrock.account(ended=1), stack.services[1].log() ...
 
 The directory holds the store (``headrace.db``), a log file per process and ``stack.json``, which says where
 things are as long as they are there; the `headrace` command line reads it. Several services share the store.
+With `tables` the store is DynamoDB Local, in memory, and gone with the stack.
 A child knows its addresses through its environment only, and sees nothing of the caller's HEADRACE_* settings
 and, unless Bedrock itself answers, nothing of the caller's AWS account.
 """
@@ -27,6 +29,7 @@ from typing import Any, Literal, Self
 import aiohttp
 
 from local.control import BedrockControl
+from local.dynamodb import DynamoDbLocal
 from local.issuer import AUDIENCE, LIFETIME_S, POOL
 from local.model import weights_path
 from local.places import announced, clean_environ, free_port, locked
@@ -39,10 +42,13 @@ Answers = Literal["smollm2", "bedrock", "scripts"]
 class Stack:
     """An async context manager: ready when entered, nothing left behind when left.
 
-    `catalog` is the path of a catalog, or its text. `ports` are the ones wanted for the service, the issuer
-    and the Bedrock endpoint: one that is taken is replaced by a free one, which `notes` says; None means
-    any free one. `environ` is added to what each service sees. `choose` ("package.module:function") picks
-    the script of each call by its request, instead of what `bedrock.script` says.
+    `catalog` is the path of a catalog, or its text. `services` says how many there are, or the module that
+    each of them runs. `ports` are the ones wanted for the service, the issuer and the Bedrock endpoint: one
+    that is taken is replaced by a free one, which `notes` says; None means any free one. `tables` puts the
+    store on DynamoDB: the definition of each table (CreateTable's parameters) by the setting that names the
+    table to the service; None means SQLite. `environ` is added to what each service sees. `choose`
+    ("package.module:function") picks the script of each call by its request, instead of what `bedrock.script`
+    says.
     """
 
     def __init__(
@@ -51,8 +57,9 @@ class Stack:
         *,
         catalog: Path | str,
         answers: Answers = "smollm2",
-        services: int = 1,
+        services: int | Sequence[str] = 1,
         ports: tuple[int, int, int] | None = None,
+        tables: Mapping[str, Mapping[str, Any]] | None = None,
         environ: Mapping[str, str] | None = None,
         choose: str | None = None,
         start_s: float = 30.0,
@@ -64,8 +71,9 @@ class Stack:
         self.processes: list[Process] = []
         self.services: list[Process] = []
         self._catalog = catalog
-        self._count = services
+        self._modules = ("service",) * services if isinstance(services, int) else tuple(services)
         self._ports = ports
+        self._tables = tables
         self._extra = environ or {}
         self._choose = choose
         self._start_s = start_s
@@ -88,12 +96,18 @@ class Stack:
         self.directory.mkdir(parents=True, exist_ok=True)
         opening.enter_context(locked(self.directory / "lock"))
         self._session = await opening.enter_async_context(aiohttp.ClientSession())
+        if self._tables is not None:
+            self._emulator = await opening.enter_async_context(DynamoDbLocal(self.directory))
+            await asyncio.to_thread(self._emulator.create_tables, *self._tables.values())
         wanted = self._ports or (None, None, None)
         self.issuer = self._upstream("issuer", wanted[1])
         if self.answers != "bedrock":
             self._endpoint = self._upstream("bedrock", wanted[2], *self._scripted())
         upstreams = list(self.processes)
-        self.services = [self._service(n, wanted[0] if n == 1 else None) for n in range(1, self._count + 1)]
+        self.services = [
+            self._service(number, module, wanted[0] if number == 1 else None)
+            for number, module in enumerate(self._modules, 1)
+        ]
         await opening.enter_async_context(self._running(upstreams, stop_s=2.0))
         await opening.enter_async_context(self._running(self.services, stop_s=self._stop_s))
         opening.enter_context(announced(self.directory / "stack.json", self._whereabouts()))
@@ -121,6 +135,13 @@ class Stack:
         if self.answers == "bedrock":
             raise RuntimeError("Bedrock itself has no controls")
         return BedrockControl(self._session, self._endpoint.url)
+
+    @property
+    def emulator(self) -> DynamoDbLocal:
+        """The DynamoDB of a stack that has `tables`."""
+        if self._tables is None:
+            raise RuntimeError("the store of this stack is SQLite")
+        return self._emulator
 
     async def token(
         self,
@@ -170,8 +191,8 @@ class Stack:
         port = self._port(name, wanted)
         return self._child(name, f"local.{name}", ["--port", str(port), *arguments], port, self._environ())
 
-    def _service(self, number: int, wanted: int | None) -> Process:
-        name = "service" if self._count == 1 else f"service-{number}"
+    def _service(self, number: int, module: str, wanted: int | None) -> Process:
+        name = "service" if len(self._modules) == 1 else f"service-{number}"
         port = self._port(name, wanted)
         catalog = self._catalog
         if isinstance(catalog, str):
@@ -185,12 +206,18 @@ class Stack:
             "HEADRACE_ISSUER": self.issuer_url,
             "HEADRACE_AUDIENCES": AUDIENCE,
             "HEADRACE_JWKS_URL": f"{self.issuer_url}/.well-known/jwks.json",
-            "HEADRACE_STORE": f"sqlite:{self.directory / 'headrace.db'}",
+            **self._store(),
         }
         if self.answers != "bedrock":
             settings["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] = self._endpoint.url
         environ = {**self._environ(), **settings, **self._extra}
-        return self._child(name, "service", [], port, environ)
+        return self._child(name, module, [], port, environ)
+
+    def _store(self) -> dict[str, str]:
+        if self._tables is None:
+            return {"HEADRACE_STORE": f"sqlite:{self.directory / 'headrace.db'}"}
+        names = {setting: str(definition["TableName"]) for setting, definition in self._tables.items()}
+        return {"HEADRACE_STORE": "dynamodb", "AWS_ENDPOINT_URL_DYNAMODB": self.emulator.url, **names}
 
     def _environ(self) -> dict[str, str]:
         return clean_environ(os.environ, aws=self.answers == "bedrock")
@@ -226,9 +253,12 @@ class Stack:
             await asyncio.gather(*(process.stop(timeout_s=stop_s) for process in processes))
 
     def _whereabouts(self) -> dict[str, Any]:
+        pids = {process.name: process.pid for process in self.processes}
+        if self._tables is not None:
+            pids["dynamodb"] = self.emulator.pid
         return {
             "url": self.url if self.services else None,
             "issuer": self.issuer_url,
             "token_url": self.token_url,
-            "pids": {"stack": os.getpid(), **{process.name: process.pid for process in self.processes}},
+            "pids": {"stack": os.getpid(), **pids},
         }

@@ -6,7 +6,7 @@ The path of one invocation, in reading order; in brackets the parts that a stati
      2  app                 chooses the adapters, opens them, closes them; nothing else does
      3  middleware          request id, path, body limit, security headers, one log line a request
      4  api                 submit: authenticate, parse, admit, start, follow   [submission, views, problems]
-     5  identity            bearer token -> Principal                           [jose, keys]
+     5  identity            bearer token -> Principal, unless it is denied      [jose, keys, policies]
      6  admission           Principal and job -> Invocation with its first hold
      7  runner              owns running attempts; each ends in exactly one way [attempt, leases, takeover]
      8  runtimes.converse   turn after turn on a Model, tools in between        [runtimes.heard, tools]
@@ -16,6 +16,7 @@ The path of one invocation, in reading order; in brackets the parts that a stati
     12  ledger              what was held is settled by what was used; the end is stored, then shown
 
 The words they share: invocations, events, errors, config. What is durable: stores. What is observed:
-telemetry. The command line (cli, client) talks HTTP like any other client and imports none of these.
+telemetry. The command line (cli, client) talks HTTP like any other client and imports none of these, but
+for the commands of operators (operate), which go to the store.
 docs/architecture.md has the same path with what the job looks like at each station.
 """

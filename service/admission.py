@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from service.config import Catalog, RuntimeConfig
+from service.config import RuntimeConfig
 from service.identity import Principal
 from service.invocations import Invocation
 from service.ledger import reservation_expires_at_ms
+from service.policies import PolicyWatch
 from service.runtimes import InvocationInput, Runtime
 from service.stores import Idempotency, NewInvocation, Store
 from service.submission import Submission
@@ -42,7 +43,7 @@ class Admission:
     def __init__(
         self,
         store: Store,
-        catalog: Catalog,
+        policies: PolicyWatch,
         runtimes: Mapping[str, Runtime],
         *,
         owner: str,
@@ -50,7 +51,7 @@ class Admission:
         new_invocation_id: Callable[[int], str],
     ) -> None:
         self._store = store
-        self._catalog = catalog
+        self._policies = policies
         self._runtimes = runtimes
         self._owner = owner
         self._now_ms = now_ms
@@ -82,6 +83,7 @@ class Admission:
             messages=submission.messages,
             max_tokens=submission.max_tokens,
             request_metadata=submission.request_metadata,
+            origin_jti=principal.origin_jti,
         )
         deadline_at_ms = now_ms + int(runtime.deadline_s * 1000)
         new = NewInvocation(
@@ -96,6 +98,6 @@ class Admission:
             reservation_expires_at_ms=reservation_expires_at_ms(deadline_at_ms),
             idempotency=retry_of and retry_of.idempotency(principal, runtime, now_ms),
         )
-        limits = self._catalog.limits_of(principal.groups)
+        limits = self._policies.limits_of(principal.sub, principal.groups)
         invocation = await self._store.create_invocation(new, limits, now_ms)
         return invocation, given if invocation.invocation_id == new.invocation_id else None

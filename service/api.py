@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -35,6 +36,7 @@ from service.follow import Follow
 from service.identity import Identity, Principal
 from service.invocations import Invocation, State
 from service.middleware import LINE
+from service.policies import PolicyWatch
 from service.readers import PIECE_BYTES
 from service.runner import Runner
 from service.stores import Store
@@ -64,6 +66,7 @@ class Service:
 
     catalog: Catalog
     identity: Identity
+    policies: PolicyWatch
     admission: Admission
     runner: Runner
     takeover: Takeover
@@ -87,21 +90,25 @@ async def submit(request: Request) -> Response:
     body = await _json_body(request)
     submission = parse_submission(body, runtime)
     retry_of = Retry(idempotency_key, body) if idempotency_key else None
-    with service.runner.room(principal.sub):
-        admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)
-        invocation, given = admitted
-        limits = service.catalog.limits_of(principal.groups)
-        attempt = service.runner.start(invocation, given, runtime, limits) if given else None
-    _note(request, invocation_id=invocation.invocation_id)
-    headers = {"Location": views.location(invocation)} | ({SESSION_HEADER: session_id} if session_id else {})
-    if detached:
-        return _json(views.record(invocation), 202, headers | {"Preference-Applied": "respond-async"})
-    try:
-        if attempt is not None:
-            await attempt.begun(service.catalog.service.first_event_grace_s)
-    except HeadraceError as refusal:
-        refusal.extra |= {"instance": views.location(invocation), "invocationId": invocation.invocation_id}
-        raise
+    with ExitStack() as kept:
+        with service.runner.room(principal.sub):
+            if not detached:
+                kept.enter_context(service.follow.room(principal.sub))
+            admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)
+            invocation, given = admitted
+            attempt = service.runner.start(invocation, given, runtime) if given else None
+        _note(request, invocation_id=invocation.invocation_id)
+        location = views.location(invocation)
+        headers = {"Location": location} | ({SESSION_HEADER: session_id} if session_id else {})
+        if detached:
+            return _json(views.record(invocation), 202, headers | {"Preference-Applied": "respond-async"})
+        try:
+            if attempt is not None:
+                await attempt.begun(service.catalog.service.first_event_grace_s)
+        except HeadraceError as refusal:
+            refusal.extra |= {"instance": location, "invocationId": invocation.invocation_id}
+            raise
+    # Nothing waits between here and the reader's opening, so the room that was kept is still there.
     return EventStream(service, invocation, START, wire, principal, headers, checked=True)
 
 
@@ -145,10 +152,10 @@ async def resume(request: Request) -> Response:
     principal, invocation = await _own_invocation(request)
     _refuse_ended(invocation)
     if invocation.state is State.PAUSED:
-        service.runner.check_room(principal.sub)
-        limits = service.catalog.limits_of(principal.groups)
+        limits = service.policies.limits_of(principal.sub, principal.groups)
         try:
-            invocation = await service.takeover.resume(invocation, limits)
+            with service.runner.room(principal.sub):
+                invocation = await service.takeover.resume(invocation, limits)
         except Fenced:  # it goes on already, or has ended
             _, invocation = await _own_invocation(request)
             _refuse_ended(invocation)
@@ -198,7 +205,7 @@ async def usage(request: Request) -> Response:
     service = _service(request)
     principal = await _principal(request)
     account = await service.store.account(principal.sub, service.now_ms())
-    return _json(views.usage(account, service.catalog.limits_of(principal.groups)))
+    return _json(views.usage(account, service.policies.limits_of(principal.sub, principal.groups)))
 
 
 async def ping(request: Request) -> Response:
@@ -249,7 +256,7 @@ class EventStream(Response):
         self._invocation = invocation
         self._cursor = cursor
         self._wire = wire
-        self._expires_at_s = principal.expires_at_s
+        self._principal = principal
         self.status_code = 200
         self.background = None
         self.init_headers({**STREAM_HEADERS, **headers, "Content-Type": wire.media_type})
@@ -262,7 +269,8 @@ class EventStream(Response):
             self._invocation,
             self._cursor,
             self._wire,
-            token_expires_at_s=self._expires_at_s,
+            token_expires_at_s=self._principal.expires_at_s,
+            origin_jti=self._principal.origin_jti,
             checked=self._checked,
         )
         async with opened as reader:
@@ -282,8 +290,10 @@ def _note(request: Request, **fields: Any) -> None:
 
 
 async def _principal(request: Request) -> Principal:
-    principal = await _service(request).identity.authenticate(request.headers.get("authorization"))
+    service = _service(request)
+    principal = await service.identity.authenticate(request.headers.get("authorization"))
     _note(request, sub=principal.sub)
+    service.policies.check(principal.sub, principal.origin_jti)
     return principal
 
 

@@ -10,7 +10,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,24 +22,28 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from service.admission import Admission
 from service.api import ROUTES, SESSION_HEADER, Service
-from service.config import Catalog, ConfigError, RuntimeConfig, Settings
+from service.app_jobs import Jobs
+from service.config import (
+    DYNAMODB,
+    MAX_DEADLINE_S,
+    Catalog,
+    ConfigError,
+    RuntimeConfig,
+    ServiceConfig,
+    Settings,
+)
 from service.errors import StoreUnavailable
-from service.follow import Follow
 from service.identity import Identity
-from service.leases import Lease
 from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
-from service.presence import Presence
 from service.problems import ON_ERROR
-from service.runner import Runner
 from service.runtimes import Runtime
 from service.runtimes.converse import ConverseRuntime
 from service.stores import Store
+from service.stores.dynamodb import DynamoStore
 from service.stores.sqlite import SqliteStore
-from service.takeover import Takeover
 from service.telemetry import Telemetry
 from service.tools import Tools
 
@@ -92,9 +96,20 @@ async def jwks_client() -> AsyncIterator[Fetch]:
         yield fetch
 
 
-def open_store(store: str) -> AbstractAsyncContextManager[Store]:
-    """Open the store that `HEADRACE_STORE` names."""
-    return SqliteStore.open(store.removeprefix("sqlite:"))
+def open_store(store: str, config: ServiceConfig | None = None) -> AbstractAsyncContextManager[Store]:
+    """Open the store that `Settings.store` names; without a configuration it is an operator's command."""
+    kind, _, place = store.partition(":")
+    if kind != DYNAMODB:
+        return SqliteStore.open(place)
+    usage, invocations = place.split(":")
+    times = config or ServiceConfig()
+    return DynamoStore.open(
+        usage_table=usage,
+        invocations_table=invocations,
+        retention_s=times.retention_s,
+        content_s=MAX_DEADLINE_S + times.pause_limit_s + times.retention_s,
+        probe=config is not None,  # an operator may do less
+    )
 
 
 def open_upstream(catalog: Catalog) -> AbstractAsyncContextManager[Model]:
@@ -107,7 +122,7 @@ def open_upstream(catalog: Catalog) -> AbstractAsyncContextManager[Model]:
 class Adapters:
     """What `create_app` opens; tests put doubles in their place."""
 
-    open_store: Callable[[str], AbstractAsyncContextManager[Store]] = open_store
+    open_store: Callable[[str, ServiceConfig], AbstractAsyncContextManager[Store]] = open_store
     open_upstream: Callable[[Catalog], AbstractAsyncContextManager[Model]] = open_upstream
     open_jwks: Callable[[], AbstractAsyncContextManager[Fetch]] = jwks_client
     now_s: Callable[[], float] = time.time
@@ -203,10 +218,19 @@ async def _open(
         max_token_s=config.max_token_s,
     )
     await identity.start()
-    store = await stack.enter_async_context(adapters.open_store(settings.store))
+    store = await stack.enter_async_context(adapters.open_store(settings.store, catalog.service))
     model = await stack.enter_async_context(adapters.open_upstream(catalog))
     runtimes = {name: _runtime(config, model, tools[name]) for name, config in catalog.runtimes.items()}
-    jobs = _Jobs.of(store, catalog, runtimes, adapters)
+    jobs = Jobs.of(
+        store,
+        catalog,
+        runtimes,
+        new_invocation_id=new_invocation_id,
+        now_s=adapters.now_s,
+        monotonic_s=adapters.monotonic_s,
+        on_attempt_finished=adapters.telemetry.attempt_finished,
+    )
+    await jobs.policies.load()
     await jobs.lease.renew()
     background = _Background()
     stack.push_async_callback(jobs.lease.give_back)  # after the background has ended: `keep` would renew it
@@ -222,88 +246,15 @@ async def _open(
     return Service(
         catalog=catalog,
         identity=identity,
+        policies=jobs.policies,
         admission=jobs.admission,
         runner=jobs.runner,
         takeover=jobs.takeover,
         follow=jobs.follow,
         store=store,
-        is_ready=lambda: identity.ready and not drain.is_on,
+        is_ready=lambda: identity.ready and jobs.policies.is_loaded and not drain.is_on,
         now_ms=jobs.now_ms,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Jobs:
-    """What runs invocations and what reads them, in one process: all under one lease."""
-
-    now_ms: Callable[[], int]
-    lease: Lease
-    admission: Admission
-    runner: Runner
-    takeover: Takeover
-    follow: Follow
-    presence: Presence | None
-
-    @classmethod
-    def of(
-        cls, store: Store, catalog: Catalog, runtimes: Mapping[str, Runtime], adapters: Adapters
-    ) -> "_Jobs":
-        config = catalog.service
-        owner = secrets.token_hex(8)
-
-        def now_ms() -> int:
-            return int(adapters.now_s() * 1000)
-
-        clock = adapters.monotonic_s
-        lease = Lease(store, owner=owner, lease_s=config.lease_s, now_ms=now_ms, clock=clock)
-        runner = Runner(
-            store,
-            runtimes,
-            config,
-            lease,
-            now_ms=now_ms,
-            on_attempt_finished=adapters.telemetry.attempt_finished,
-        )
-        abandonable = [name for name, each in catalog.runtimes.items() if each.on_disconnect == "cancel"]
-        presence = Presence(
-            store,
-            owner=owner,
-            abandon_s=config.abandon_s,
-            now_ms=now_ms,
-            cancel=lambda invocation_id: runner.cancel(invocation_id, "abandoned"),
-        )
-        follow = Follow(
-            store,
-            runner.own_log,
-            config,
-            asyncio.get_running_loop().time,
-            adapters.now_s,
-            presence=presence,
-            abandonable=abandonable,
-        )
-        takeover = Takeover(
-            store,
-            owner=owner,
-            runner=runner,
-            catalog=catalog,
-            lease=lease,
-            now_ms=now_ms,
-            adopted=follow.adopt,
-        )
-        admission = Admission(
-            store, catalog, runtimes, owner=owner, now_ms=now_ms, new_invocation_id=new_invocation_id
-        )
-        return cls(now_ms, lease, admission, runner, takeover, follow, presence if abandonable else None)
-
-    def forever(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """Return what runs as long as the process does."""
-        yield self.runner.commit.run()
-        yield self.follow.wheel.run()
-        yield self.lease.keep(lambda: self.runner.attempts, self.runner.regained)
-        yield self.takeover.watch()
-        yield self.takeover.heed()
-        if self.presence is not None:
-            yield self.presence.run()
 
 
 def _runtime(config: RuntimeConfig, model: Model, tools: Tools) -> Runtime:

@@ -72,9 +72,11 @@ class RunningAttempt:
     """One attempt in this process: its log, its account, its task.
 
     Args:
-        held: Waits until this process's lease is held.
+        is_held: Tells whether this process's lease is held.
+        held: Waits until it is.
         usage_grace_s: How long a cancelled model call is read on for its usage.
-        held_turn: The turn whose hold was made before the attempt began, if one was.
+        held_turn: The turn whose hold was made before the attempt began, if one was; if its model call never
+            begins, nothing is charged for it.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RunningAttempt:
         *,
         store: Store,
         now_ms: Callable[[], int],
+        is_held: Callable[[], bool],
         held: Callable[[], Awaitable[None]],
         usage_grace_s: float,
         held_turn: int | None,
@@ -104,6 +107,7 @@ class RunningAttempt:
         self.task: asyncio.Task[None]
         self._store = store
         self._now_ms = now_ms
+        self._is_held = is_held
         self._held = held
         self._usage_grace_s = usage_grace_s
         self._held_turn = held_turn
@@ -133,6 +137,12 @@ class RunningAttempt:
         if self._entered:  # a task that is cancelled before its first step never takes one
             self.task.cancel()
 
+    def cancel(self, reason: str) -> None:
+        """Make the attempt end as cancelled, for `reason`; the first reason to end stands."""
+        if self.stop is None:
+            self.cancel_reason = reason
+        self.interrupt(Stop.CANCELLED)
+
     def mark_ended(self) -> None:
         """Release who waits for the beginning; called when the task has ended."""
         if not self._begun.done():
@@ -150,6 +160,7 @@ class RunningAttempt:
             emit=self._emit,
             deliver=self.pen.deliver,
             enter=self._enter,
+            may_act=self._is_held,
             reserve=self.ledger.reserve,
             settle=self.ledger.settle,
             settle_at_end=self.ledger.settle_at_end,
@@ -162,6 +173,8 @@ class RunningAttempt:
 
     async def _enter(self, phase: str, turn: int) -> None:
         self.log.phase, self.log.turn = phase, turn
+        if phase == "model" and turn == self._held_turn:
+            self._held_turn = None  # from here on the runtime settles it
         await self._held()
 
     async def _complete(self, turn: int, messages: Sequence[Any]) -> None:
@@ -194,11 +207,16 @@ class RunningAttempt:
     async def _decide(self, runtime: Runtime | None) -> "_Decision | QuotaExceeded | Stop":
         """Run the runtime and decide the ending; `QuotaExceeded` says: pause."""
         remaining_s = (self.invocation.deadline_at_ms - self._now_ms()) / 1000
-        if self.stop is not None or runtime is None or remaining_s <= 0:
-            if self._held_turn is not None:
-                self.ledger.settle_at_end(self._held_turn, Usage())  # no call was made
-            return self._stopped() if self.stop else self._failed(DeadlineExceeded(_DEADLINE))
-        return await self._execute(runtime, asyncio.timeout(remaining_s))
+        decided: _Decision | QuotaExceeded | Stop
+        if self.stop is not None:
+            decided = self._stopped()
+        elif runtime is None or remaining_s <= 0:
+            decided = self._failed(DeadlineExceeded(_DEADLINE))
+        else:
+            decided = await self._execute(runtime, asyncio.timeout(remaining_s))
+        if self._held_turn is not None:
+            self.ledger.settle_at_end(self._held_turn, Usage())
+        return decided
 
     async def _execute(
         self, runtime: Runtime, deadline: asyncio.Timeout

@@ -1,12 +1,13 @@
 """The `headrace` command line: get a token, invoke a runtime, follow, show, list, cancel and resume
-invocations, show usage.
+invocations, show usage; for operators, deny principals and override limits.
 
-The console script. It talks HTTP only: calls `client`, `client_*` and its own `cli_*`, and imports nothing
-else of the service.
+The console script. It talks HTTP only: calls `client`, `client_*` and its own `cli_*`. Of the rest of the
+service it imports `operate`, and that for the commands of operators alone, which go to the store.
 
     argv ──> arguments ──> _run ──> invoke, follow, _show ... ──> client_* ──HTTP──> service
-                                          │ Line, document
-                                          └──> cli_screen ──> stdout (the answer), stderr (all else)
+                             │            │ Line, document
+                             │            └──> cli_screen ──> stdout (the answer), stderr (all else)
+                             └────> _operate ──> operate ──> store
 
 `cli_exits` lists the exit codes.
 """
@@ -146,6 +147,21 @@ def _ask(call: Call, verb: str, said: Mapping[int, str]) -> Exit:
     return Exit.DONE
 
 
+def _operate(call: Call) -> Exit:
+    from service.operate import NotDone, operate  # noqa: PLC0415 - users' commands need nothing of the service
+
+    try:
+        done = operate(call.args, os.environ)
+    except NotDone as exc:
+        call.screen.note(*(f"headrace: {fault}" for fault in exc.faults))
+        return Exit.MISUSED if exc.is_misuse else Exit.REFUSED
+    if call.args.json:
+        call.screen.document(done.document)
+    else:
+        call.screen.table(done.rows)
+    return Exit.DONE
+
+
 _COMMANDS: Final[dict[str, Callable[[Call], Exit]]] = {
     "token": _token,
     "invoke": invoke,
@@ -155,6 +171,7 @@ _COMMANDS: Final[dict[str, Callable[[Call], Exit]]] = {
     "resume": _resume,
     "list": _list,
     "usage": _usage,
+    **dict.fromkeys(("deny", "allow", "denied", "limit"), _operate),
 }
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace", description="Submit jobs to AI agents and read their answers."
     )
-    parser.set_defaults(json=False, live=False, after=None)
+    parser.set_defaults(json=False, live=False, after=None, verbose=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("token", parents=[caller], help="print an ID token of the local stack")
@@ -71,7 +71,36 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--before", type=_word, metavar="ID", help="only those older than this one")
 
     commands.add_parser("usage", parents=[remote], help="print what you have used and have left")
+    _add_operators(commands)
     return parser
+
+
+def _add_operators(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands of operators: they go to the store that HEADRACE_STORE names, not to the service."""
+    subject = argparse.ArgumentParser(add_help=False)
+    who = subject.add_mutually_exclusive_group(required=True)
+    sub_help = "the user: the `sub` of its ID tokens, not its name"
+    who.add_argument("sub", nargs="?", type=_subject, metavar="SUB", help=sub_help)
+    who.add_argument("--origin-jti", type=_subject, metavar="JTI", help="one sign-in of a user")
+    listed = argparse.ArgumentParser(add_help=False)
+    listed.add_argument("--json", action="store_true", help="for programs")
+
+    help_text = "operators: let a user or a sign-in do nothing any more, and end what it does"
+    command = commands.add_parser("deny", parents=[subject], help=help_text)
+    help_text = "such as 30m, 2h or 7d (default: until it is allowed)"
+    command.add_argument("--for", dest="lasts_s", type=_duration_s, metavar="TIME", help=help_text)
+    commands.add_parser("allow", parents=[subject], help="operators: end a denial")
+    commands.add_parser("denied", parents=[listed], help="operators: print who is denied")
+
+    command = commands.add_parser("limit", help="operators: override limits of one user")
+    of_limit = command.add_subparsers(dest="limit_command", required=True, metavar="set|clear|list")
+    command = of_limit.add_parser("set", help="override some limits, besides those that are")
+    command.add_argument("sub", type=_subject, metavar="SUB", help=sub_help)
+    help_text = "such as daily_tokens=500_000; names as in headrace.toml"
+    command.add_argument("limits", nargs="+", type=_limit, metavar="NAME=NUMBER", help=help_text)
+    command = of_limit.add_parser("clear", help="go back to the limits of the user's groups")
+    command.add_argument("sub", type=_subject, metavar="SUB", help=sub_help)
+    of_limit.add_parser("list", parents=[listed], help="print whose limits are overridden")
 
 
 def again(args: argparse.Namespace, *command: str) -> str:
@@ -137,6 +166,26 @@ def _key(text: str) -> str:
     if not re.fullmatch(r"[!-~]{1,255}", text):
         raise argparse.ArgumentTypeError("a key is one word of at most 255 characters of ASCII")
     return text
+
+
+def _subject(text: str) -> str:
+    if not 0 < len(text) <= 128 or not text.isprintable():
+        raise argparse.ArgumentTypeError("a sub or origin_jti has 1 to 128 printable characters")
+    return text
+
+
+def _duration_s(text: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 2h or 7d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+def _limit(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([a-z_]+)=([0-9]+(?:_[0-9]+)*)", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a limit such as daily_tokens=500_000")
+    return match[1], int(match[2])
 
 
 def _cursor(text: str) -> EventId:

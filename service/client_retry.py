@@ -51,7 +51,7 @@ class BackOff:
         self._tries = 0
 
     def wait(self, failure: str | ClientError) -> None:
-        """Wait before the next try.
+        """Wait before the next try; `failure` is text where the service itself asks for it.
 
         Raises:
             GaveUp: It has been tried for long enough.
@@ -60,6 +60,8 @@ class BackOff:
         if self._tries == 0:  # trouble begins now, however long the stream was silent or this machine asleep
             self._give_up_at = pacing.now() + self._retry_for_s
         remaining_s = self._give_up_at - pacing.now()
+        if self._tries == 0 and isinstance(failure, str):
+            remaining_s = max(remaining_s, LONGEST_BACK_OFF_S)  # no trouble yet: to be told is no failure
         if remaining_s <= 0:
             raise GaveUp(f"gave up after {self._retry_for_s:g} s without anything new: {failure}")
         retry_after_s = (failure.retry_after_s or 0) if isinstance(failure, Refused) else 0

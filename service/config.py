@@ -1,8 +1,9 @@
 """Configuration: `Settings` from the environment, `Catalog` from `headrace.toml`; frozen, read once, all
 faults at once.
 
-`__main__` reads both before anything is opened. A fault never stops at the first: `ConfigError` lists them
-all, each with the name that must be changed. `os.environ` is read nowhere else.
+`__main__` reads both before anything is opened, and `operate` the first. A fault never stops at the first:
+`ConfigError` lists them all, each with the name that must be changed. `os.environ` is read where programs
+begin, in `__main__` and `cli`, and nowhere else.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from service.config_reader import MAX_DEADLINE_S as MAX_DEADLINE_S
 from service.config_reader import Reader
 
 KIB: Final = 1024
@@ -28,7 +30,10 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where things are: the environment (DESIGN section 7). Times and limits are in the catalog."""
+    """Where things are: the environment (DESIGN section 7). Times and limits are in the catalog.
+
+    `store` is `sqlite:PATH`, or `dynamodb:USAGE TABLE:INVOCATIONS TABLE`.
+    """
 
     issuer: str
     audiences: tuple[str, ...]
@@ -67,6 +72,9 @@ class Settings:
         issuer = required("ISSUER", _url_fault).rstrip("/")
         audiences = _comma_separated(required("AUDIENCES", lambda _: None))
         store = required("STORE", _store_fault)
+        if store == DYNAMODB:
+            tables = (required("USAGE_TABLE", _table_fault), required("INVOCATIONS_TABLE", _table_fault))
+            store = ":".join((DYNAMODB, *tables))
         jwks_url = given.get("JWKS_URL") or f"{issuer}/.well-known/jwks.json"
         if issuer and (fault := _url_fault(jwks_url)):
             faults.append(f"HEADRACE_JWKS_URL {fault}")
@@ -94,7 +102,21 @@ class Settings:
         )
 
 
-_VARIABLES: Final = ("HOST", "PORT", "CATALOG", "ISSUER", "AUDIENCES", "JWKS_URL", "STORE", "CORS_ORIGINS")
+DYNAMODB: Final = "dynamodb"
+_VARIABLES: Final = (
+    "HOST",
+    "PORT",
+    "CATALOG",
+    "ISSUER",
+    "AUDIENCES",
+    "JWKS_URL",
+    "STORE",
+    "USAGE_TABLE",
+    "INVOCATIONS_TABLE",
+    "CORS_ORIGINS",
+)
+# https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/HowItWorks.NamingRulesDataTypes.html
+_TABLE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{3,255}", re.ASCII)
 
 
 def _comma_separated(text: str) -> tuple[str, ...]:
@@ -118,9 +140,15 @@ def _url_fault(value: str) -> str | None:
 
 
 def _store_fault(value: str) -> str | None:
-    if value.startswith("sqlite:") and len(value) > len("sqlite:"):
+    if value == DYNAMODB or (value.startswith("sqlite:") and len(value) > len("sqlite:")):
         return None
-    return f"must be sqlite:PATH or sqlite::memory:, not {value!r}"
+    return f"must be dynamodb, sqlite:PATH or sqlite::memory:, not {value!r}"
+
+
+def _table_fault(value: str) -> str | None:
+    if _TABLE_NAME.fullmatch(value):
+        return None
+    return f"must be a table's name (3 to 255 letters, digits, _ . or -), not {value!r}"
 
 
 @dataclass(frozen=True, slots=True)

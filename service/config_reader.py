@@ -22,6 +22,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "lease_s": (1, 300),
     "usage_grace_s": (0, 30),
     "abandon_s": (0.1, 3600),
+    "retention_s": (24 * 3600, 1e15),  # a day: so long an Idempotency-Key attaches
     "deadline_s": (1, MAX_DEADLINE_S),
     "max_token_s": (300, 24 * 3600),
     "body_limit_bytes": (1, MAX_BODY_BYTES),

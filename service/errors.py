@@ -5,6 +5,7 @@
     │   ├── InvalidRequest          invalid-request          400
     │   ├── InvalidCursor           invalid-cursor           400
     │   ├── Unauthenticated         unauthenticated          401
+    │   ├── Denied                  denied                   403
     │   ├── NotFound                not-found                404
     │   ├── MethodNotAllowed        method-not-allowed       405
     │   ├── NotAcceptable           not-acceptable           406
@@ -112,6 +113,12 @@ class InvalidCursor(Rejected):
 class Unauthenticated(Rejected):
     code, status = "unauthenticated", 401
     title = "A valid ID token is required"
+
+
+class Denied(Rejected):
+    # Not RFC 6750's 401: a client would get a new token and come back, and a refreshed one is denied too.
+    code, status = "denied", 403
+    title = "Access is denied"
 
 
 class NotFound(Rejected):

@@ -13,13 +13,20 @@ import asyncio
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from service.config import ServiceConfig
-from service.errors import Draining, InvalidCursor, Overloaded, StoreUnavailable, TooManyReaders
+from service.errors import (
+    Draining,
+    HeadraceError,
+    InvalidCursor,
+    Overloaded,
+    StoreUnavailable,
+    TooManyReaders,
+)
 from service.events import Block, EventId, event_type, is_terminal
 from service.invocations import Invocation, State
 from service.log import Log
@@ -64,8 +71,9 @@ class Follow:
         self.wheel = Wheel(config.heartbeat_s, clock)
         # The wheel looks at most one tick late: so silence never lasts longer than `heartbeat_s`.
         self._pace = Pace(config.heartbeat_s - self.wheel.tick_s, config.write_timeout_s)
-        self._readers: set[Reader] = set()
-        self._by_principal: Counter[str] = Counter()
+        self._readers: dict[Reader, tuple[str, str | None]] = {}  # with whose they are: sub, origin_jti
+        self._opening = 0
+        self._by_principal: Counter[str] = Counter()  # open and about to be
         self._polls: dict[str, list[_Poll]] = {}
         self._draining = False
 
@@ -78,10 +86,31 @@ class Follow:
         """
         if self._draining:
             raise Draining("Follow again in a moment: another process answers.", retry_after_s=1)
-        if len(self._readers) >= self._config.open_readers:
+        if len(self._readers) + self._opening >= self._config.open_readers:
             raise Overloaded("Too many streams are open here: try again.", retry_after_s=1)
         if self._by_principal[sub] >= self._config.readers_per_principal:
             raise TooManyReaders("Close one of your streams, then try again.", retry_after_s=5)
+
+    @contextmanager
+    def room(self, sub: str) -> Iterator[None]:
+        """Keep room for a reader that is opened, with `checked`, as soon as this block has ended.
+
+        Raises:
+            TooManyReaders, Overloaded, Draining: As `check_room`.
+        """
+        self.check_room(sub)
+        self._opening += 1
+        self._count(sub, 1)
+        try:
+            yield
+        finally:
+            self._opening -= 1
+            self._count(sub, -1)
+
+    def _count(self, sub: str, change: int) -> None:
+        self._by_principal[sub] += change
+        if not self._by_principal[sub]:
+            del self._by_principal[sub]
 
     @asynccontextmanager
     async def reader(
@@ -91,11 +120,13 @@ class Follow:
         wire: Wire,
         *,
         token_expires_at_s: float,
+        origin_jti: str | None = None,
         checked: bool = False,
     ) -> AsyncIterator[Reader]:
         """Open a reader of an invocation from a cursor; leaving the block forgets it.
 
-        `checked` says that `check_room` let this reader in before: the reader of a submission is refused
+        `token_expires_at_s` and `origin_jti` are those of the reader's token; its `sub` is the invocation's.
+        `checked` says that there was `room` for this reader until now: the reader of a submission is refused
         before its invocation is admitted, or not at all.
 
         Raises:
@@ -121,8 +152,8 @@ class Follow:
             self._deadline(token_expires_at_s),
         )
         presence = self._presence if invocation.runtime_id in self._abandonable else None
-        self._readers.add(reader)
-        self._by_principal[invocation.sub] += 1
+        self._readers[reader] = invocation.sub, origin_jti
+        self._count(invocation.sub, 1)
         if presence is not None:
             presence.opened(invocation.invocation_id)
         if self._draining:
@@ -130,10 +161,8 @@ class Follow:
         try:
             yield reader
         finally:
-            self._readers.discard(reader)
-            self._by_principal[invocation.sub] -= 1
-            if not self._by_principal[invocation.sub]:
-                del self._by_principal[invocation.sub]
+            del self._readers[reader]
+            self._count(invocation.sub, -1)
             if poll is not None:
                 self._leave_poll(invocation.invocation_id, poll)
             if presence is not None:
@@ -143,6 +172,13 @@ class Follow:
         """Note that an attempt starts here: readers that follow by polling are sent on to its log."""
         for poll in self._polls.get(invocation_id, ()):
             poll.log.move()
+
+    def end_denied(self, refusal: Callable[[str, str | None], HeadraceError | None]) -> None:
+        """End the readers of whom `refusal` refuses, by `sub` and `origin_jti`, with `streamEnded`."""
+        for reader, (sub, origin_jti) in tuple(self._readers.items()):
+            refused = refusal(sub, origin_jti)
+            if refused is not None:
+                reader.close(refused.code, refused.problem(invocationId=reader.invocation_id))
 
     async def drain(self) -> None:
         """Take no further reader; end the open ones with `reconnect`, spread so that they don't stampede."""

@@ -140,5 +140,13 @@ class Invocation:
 
     @property
     def lost_attempts(self) -> int:
-        """How many attempts ended because their process died or stalled."""
-        return sum(attempt.end is AttemptEnd.LOST for attempt in self.attempts)
+        """How many attempts have been lost, since their process died or stalled, without any that got on.
+
+        One got on whose part of the log counts beyond its first event: it has stored a turn.
+        """
+        lost = 0
+        for attempt in reversed(self.attempts[:-1]):
+            if attempt.last is not None and attempt.last.seq > 1:
+                break
+            lost += attempt.end is AttemptEnd.LOST
+        return lost

@@ -70,7 +70,7 @@ class Lease:
 
         Else the first process that is back would take all that the others still run.
         """
-        return self.is_held() and self._clock() >= self._claims_from
+        return self.is_held() and not self._failing and self._clock() >= self._claims_from
 
     async def held(self) -> None:
         """Wait until the lease is held; at once if it is."""
@@ -93,7 +93,7 @@ class Lease:
             await asyncio.sleep(rest_s * random.uniform(0.8, 1.0))  # noqa: S311 (jitter)
 
     async def renew(self, running: Running = dict, on_regained: OnRegained = lambda _: None) -> bool:
-        """Prolong the lease; False if the store did not answer."""
+        """Prolong the lease; False if the store did not answer, or so late that it is not held even now."""
         asked_at = self._clock()
         lost: dict[str, int] | None = None
         try:
@@ -109,6 +109,8 @@ class Lease:
             self._claims_from = self._clock() + self._lease_s / 3
         self._failing = False
         self._until = asked_at + self._good_s
+        if not self.is_held():
+            return False
         if lost is not None:
             on_regained(lost)
         if self._renewed is not None:

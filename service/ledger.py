@@ -101,7 +101,7 @@ class AttemptLedger:
         pen: AttemptLog,
         invocation: Invocation,
         model: str,
-        limits: Limits,
+        limits: Callable[[], Limits],
         *,
         now_ms: Callable[[], int],
         held: Callable[[], Awaitable[None]],
@@ -140,7 +140,7 @@ class AttemptLedger:
         )
         await self._held()
         try:
-            await persist(lambda: self._store.reserve(hold, self._limits, self._now_ms()))
+            await persist(lambda: self._store.reserve(hold, self._limits(), self._now_ms()))
         except QuotaExceeded:
             self.refused = turn, tokens
             raise

@@ -1,7 +1,7 @@
 """The invocation's log in this process: append, fan out to readers, group-commit to the store.
 
     runner ── AttemptLog.append/deliver ──> Log.publish ──> attached readers     at once, in the same call
-                        └────────────────> GroupCommit ──> store.append_events   every 250 ms or 64 KB
+                        └────────────────> GroupCommit ──> store.append_events   every 250 ms to 1 s, or 64 KB
 
 `Log` is what readers see: a bounded tail of blocks and who listens. `AttemptLog` is the one pen: it gives
 ids. `GroupCommit` is the process's one writer of event logs.
@@ -14,140 +14,25 @@ this process's lease has lapsed.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from service.errors import StoreUnavailable
-from service.events import START, Block, EventId, from_frame
+from service.events import Block, from_frame
+from service.log_tail import FIRST_LINGER_S
+from service.log_tail import TAIL_LIMIT_BYTES as TAIL_LIMIT_BYTES
+from service.log_tail import Listener as Listener
+from service.log_tail import Log as Log
 from service.models import Frame
 from service.stores import EventBlock, Store
-from service.wire import Heartbeat
 
 logger = logging.getLogger(__name__)
 
-TAIL_LIMIT_BYTES: Final = 256 * 1024
 UNSTORED_LIMIT_BYTES: Final = 1024 * 1024
-COMMIT_LINGER_S: Final = 0.25
+COMMIT_LINGER_S: Final = (FIRST_LINGER_S, 1.0)  # from an answer's first events on, twice as long each time
 COMMIT_AT_BYTES: Final = 64 * 1024
 COMMIT_RETRY_S: Final = (0.25, 5.0)
-
-Listener = Callable[[Block], None]
-
-
-class Log:
-    """One invocation's log as this process sees it; fed by an `AttemptLog`, or by a poll of the store.
-
-    Attributes:
-        head: The id of the newest event known here.
-        ended: The newest event is the terminal one.
-        moved: The attempt is not run here any more: its readers must reattach.
-        elsewhere: Another process runs the attempt; `head` is what the store showed last.
-        stored: Everything up to this id is in the store.
-        phase, turn, started_at: What heartbeats say (`started_at` in the loop's time).
-    """
-
-    __slots__ = (
-        "_floor",
-        "_leaving",
-        "_listeners",
-        "_tail",
-        "_tail_bytes",
-        "elsewhere",
-        "ended",
-        "head",
-        "moved",
-        "phase",
-        "started_at",
-        "stored",
-        "turn",
-    )
-
-    def __init__(self, *, head: EventId = START, ended: bool = False, started_at: float = 0.0) -> None:
-        self.head = head
-        self.stored = head
-        self.ended = ended
-        self.elsewhere = False
-        self.moved = False
-        self.phase = "starting"
-        self.turn = 0
-        self.started_at = started_at
-        self._floor = head  # the tail holds everything after this id
-        self._tail: deque[tuple[EventId, int, Block]] = deque()  # (its last id, its bytes, block)
-        self._tail_bytes = 0
-        self._listeners: set[Listener] = set()
-        self._leaving: set[Callable[[], None]] = set()
-
-    def publish(self, block: Block, *, ended: bool = False) -> int:
-        """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
-        last, size_bytes = block.last, block.size_bytes
-        self._tail.append((last, size_bytes, block))
-        self._tail_bytes += size_bytes
-        self.head = last
-        self.ended = ended
-        if self._tail_bytes > TAIL_LIMIT_BYTES:
-            self._trim()
-        for listener in tuple(self._listeners):
-            listener(block)
-        return size_bytes
-
-    def mark_stored(self, up_to: EventId) -> None:
-        """Note that the store has everything up to this id."""
-        self.stored = max(self.stored, up_to)
-        if self._tail_bytes > TAIL_LIMIT_BYTES:
-            self._trim()
-
-    def _trim(self) -> None:
-        tail, stored = self._tail, self.stored
-        while self._tail_bytes > TAIL_LIMIT_BYTES and tail and tail[0][0] <= stored:
-            self._floor, size_bytes, _ = tail.popleft()
-            self._tail_bytes -= size_bytes
-
-    def after(self, cursor: EventId, *, limit_bytes: int) -> list[Block] | None:
-        """Return what follows `cursor`, about `limit_bytes` of it; `[]` at the head; None: ask the store."""
-        if cursor >= self.head:
-            return []
-        if cursor < self._floor:
-            return None
-        blocks: list[Block] = []
-        gathered_bytes = 0
-        for last, size_bytes, block in self._tail:
-            if last > cursor:
-                blocks.append(block.after(cursor))
-                gathered_bytes += size_bytes
-                if gathered_bytes >= limit_bytes:
-                    break
-        return blocks
-
-    def attach(self, listener: Listener) -> None:
-        """Call `listener` with every block from now on; only for a reader whose cursor is the head."""
-        self._listeners.add(listener)
-
-    def detach(self, listener: Listener) -> None:
-        """Stop calling `listener`; harmless if it is not attached."""
-        self._listeners.discard(listener)
-
-    @property
-    def attached(self) -> int:
-        return len(self._listeners)
-
-    def move(self) -> None:
-        """Note that the attempt is not run here any more, and send its readers on."""
-        self.moved = True
-        for leave in tuple(self._leaving):
-            leave()
-
-    def on_move(self, leave: Callable[[], None]) -> None:
-        """Call `leave` when the attempt moves; every reader's, attached or behind."""
-        self._leaving.add(leave)
-
-    def forget(self, leave: Callable[[], None]) -> None:
-        """Take back what `on_move` was given."""
-        self._leaving.discard(leave)
-
-    def heartbeat(self, now: float) -> Heartbeat:
-        """Say what the invocation is doing."""
-        return Heartbeat(self.phase, self.turn, int(now - self.started_at))
 
 
 class AttemptLog:
@@ -225,7 +110,7 @@ class AttemptLog:
 
     async def take(self) -> Block | None:
         """Take what is not stored yet out of the group commit, to store it in a larger decision."""
-        return await self._commit.take(self._invocation_id)
+        return await self._commit.take(self._invocation_id, self._attempt)
 
     def put_back(self, block: Block | None) -> None:
         """Give a taken block back to the group commit: whether the larger decision stored it is not known."""
@@ -247,10 +132,11 @@ class AttemptLog:
 class _Pending:
     """What one invocation has not stored yet."""
 
-    __slots__ = ("attempt", "events", "first_seq", "log", "room", "size_bytes")
+    __slots__ = ("attempt", "due_at", "events", "first_seq", "log", "room", "size_bytes")
 
     def __init__(self, log: Log, block: Block) -> None:
         self.log = log
+        self.due_at = asyncio.get_running_loop().time() + log.linger_s
         self.attempt = block.attempt
         self.first_seq = block.first_seq
         self.events: list[bytes] = []
@@ -271,7 +157,7 @@ class GroupCommit:
         self,
         store: Store,
         now_ms: Callable[[], int],
-        on_fenced: Callable[[str], None],
+        on_fenced: Callable[[str, int], None],
         *,
         unstored_bytes: int = 64 * UNSTORED_LIMIT_BYTES,
     ) -> None:
@@ -294,7 +180,10 @@ class GroupCommit:
     def add(self, invocation_id: str, log: Log, block: Block, size_bytes: int) -> Awaitable[None] | None:
         """Queue the next block; returns what to wait for when the log is too far ahead of the store."""
         pending = self._pending.get(invocation_id)
-        if pending is None:
+        if pending is not None and pending.attempt > block.attempt:
+            return None  # void: the next attempt has begun, here too
+        if pending is None or pending.attempt < block.attempt:
+            self._drop(invocation_id)
             pending = self._pending[invocation_id] = _Pending(log, block)
             self._some.set()
         pending.events += block.events
@@ -308,15 +197,20 @@ class GroupCommit:
             pending.room = asyncio.get_running_loop().create_future()
         return asyncio.shield(pending.room)
 
-    async def take(self, invocation_id: str) -> Block | None:
-        """Take an invocation's pending events out for a larger decision; waits for a write under way."""
+    async def take(self, invocation_id: str, attempt: int) -> Block | None:
+        """Take an attempt's pending events out for a larger decision; waits for a write under way."""
         async with self._writing:
-            pending = self._pending.pop(invocation_id, None)
-            if pending is None:
+            pending = self._pending.get(invocation_id)
+            if pending is None or pending.attempt != attempt:
                 return None
+            self._drop(invocation_id)
+            return pending.block()
+
+    def _drop(self, invocation_id: str) -> None:
+        pending = self._pending.pop(invocation_id, None)
+        if pending is not None:
             self._pending_bytes -= pending.size_bytes
             _release(pending)
-            return pending.block()
 
     def put_back(self, invocation_id: str, log: Log, block: Block) -> None:
         """Queue a taken block again, before what came since; what the store has of it already, it ignores."""
@@ -329,11 +223,9 @@ class GroupCommit:
         """Commit for ever; cancel it after the last attempt has finished."""
         while True:
             await self._some.wait()
-            try:
-                async with asyncio.timeout(COMMIT_LINGER_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COMMIT_LINGER_S[0]):
                     await self._full.wait()
-            except TimeoutError:
-                pass
             await self._commit()
 
     async def _commit(self) -> None:
@@ -347,15 +239,10 @@ class GroupCommit:
 
     async def _write(self) -> bool:
         async with self._writing:
-            writing, self._pending = self._pending, {}
-            self._writing_bytes, self._pending_bytes = self._pending_bytes, 0
-            self._some.clear()
-            self._full.clear()
+            writing = self._take_due()
             if not writing:
                 return True
-            blocks = [
-                EventBlock(invocation_id, pending.block()) for invocation_id, pending in writing.items()
-            ]
+            blocks = [EventBlock(name, pending.block()) for name, pending in writing.items()]
             try:
                 fenced = await self._store.append_events(blocks, self._now_ms())
             except StoreUnavailable:
@@ -369,17 +256,39 @@ class GroupCommit:
         for invocation_id, pending in writing.items():
             _release(pending)
             if invocation_id in fenced:
-                self._on_fenced(invocation_id)
+                self._on_fenced(invocation_id, pending.attempt)
             else:
                 pending.log.mark_stored(pending.block().last)
+                pending.log.linger_s = min(2 * pending.log.linger_s, COMMIT_LINGER_S[1])
         return True
+
+    def _take_due(self) -> dict[str, _Pending]:
+        """Take what has waited for long enough; all of it when that is much."""
+        soon = asyncio.get_running_loop().time() + COMMIT_LINGER_S[0] / 2
+        due = {
+            invocation_id: pending
+            for invocation_id, pending in self._pending.items()
+            if self._full.is_set() or pending.room is not None or pending.due_at <= soon
+        }
+        for invocation_id in due:
+            del self._pending[invocation_id]
+        self._writing_bytes = sum(pending.size_bytes for pending in due.values())
+        self._pending_bytes -= self._writing_bytes
+        self._full.clear()
+        if not self._pending:
+            self._some.clear()
+        return due
 
     def _put_back(self, writing: dict[str, _Pending]) -> None:
         for invocation_id, pending in writing.items():
             newer = self._pending.get(invocation_id)
-            if newer is not None:
+            if newer is not None and newer.attempt > pending.attempt:
+                _release(pending)
+                continue
+            if newer is not None and newer.attempt == pending.attempt:
                 pending.events += newer.events
                 pending.size_bytes += newer.size_bytes
+            if newer is not None:
                 _release(newer)  # it asks again with its next batch
             self._pending[invocation_id] = pending
         self._pending_bytes = sum(pending.size_bytes for pending in self._pending.values())

@@ -4,7 +4,7 @@
 
     behind ──(nothing more after the cursor)──> attached ──(terminal event sent)──> closed
       ^                                            │
-      └──────(the peer takes no more bytes)────────┘      reconnect, hang-up and a stuck peer close from both
+      └──────(the peer takes no more bytes)────────┘      both close: reconnect, denial, hang-up, a stuck peer
 
 An attached reader writes from the log's callback: ASGI `send` finishes at once unless the transport is full,
 so it is driven by hand, without a task. When it does not finish, a task takes the same `send` over, and the
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 64 * 1024
 STORE_RETRY_S: Final = 0.5
+# A peer that is slow to take what was sent to it before it was denied is cut off sooner than others.
+DENIED_WRITE_S: Final = 10.0
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -55,6 +57,7 @@ class Reader:
         "_deadline",
         "_log",
         "_pace",
+        "_problem",
         "_send",
         "_sending",
         "_store",
@@ -94,6 +97,7 @@ class Reader:
         self._began = False
         self._stuck_at: float | None = None
         self._close_reason: str | None = None
+        self._problem: dict[str, Any] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._send: Send
         self._abort: Callable[[], None]
@@ -102,7 +106,7 @@ class Reader:
         """Write the whole response; return when it has ended, the peer has left, or `abort` cut it.
 
         `start` is the ASGI response start; the first body bytes leave right behind it. Afterwards `end` says
-        why: `terminal`, `disconnect`, `stuck`, `failed`, or the reason of a `reconnect`.
+        why: `terminal`, `disconnect`, `stuck`, `failed`, or the reason that `close` was given.
         """
         self._send, self._abort = send, abort
         try:
@@ -210,7 +214,10 @@ class Reader:
         value: dict[str, Any] = {"reason": reason}
         if self.cursor != START:
             value = {"after": str(self.cursor)} | value
-        self._write(self._wire.control("reconnect", value), end=reason)
+        if self._problem is None:
+            self._write(self._wire.control("reconnect", value), end=reason)
+        else:
+            self._write(self._wire.control("streamEnded", {"problem": self._problem}), end=reason)
 
     # -- behind: what could not be written at once
 
@@ -304,11 +311,13 @@ class Reader:
     def _leave(self) -> None:
         self.close("segment-end")
 
-    def close(self, reason: str) -> None:
-        """End this response with `reconnect`, after what is being sent."""
-        if self.end or self._close_reason is not None:
+    def close(self, reason: str, problem: dict[str, Any] | None = None) -> None:
+        """End this response, after what is being sent: with `reconnect`, or `streamEnded` and its problem."""
+        if self.end or (self._close_reason is not None and problem is None):
             return
-        self._close_reason = reason
+        self._close_reason, self._problem = reason, problem
+        if problem is not None and self._stuck_at is not None:
+            self._stuck_at = min(self._stuck_at, self._wheel.now + DENIED_WRITE_S)
         if self._sending is None and self._began:
             self._reconnect(reason)
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from service.attempt import Ended, RunningAttempt, Stop
-from service.config import Limits, RuntimeConfig, ServiceConfig
+from service.config import RuntimeConfig, ServiceConfig
 from service.errors import Draining, HeadraceError, Overloaded
 from service.events import encode, started
 from service.invocations import Invocation, State
 from service.leases import Lease
 from service.ledger import AttemptLedger
 from service.log import AttemptLog, GroupCommit, Log
+from service.policies import PolicyWatch
 from service.runtimes import InvocationInput, Runtime
 from service.stores import Store
 
@@ -41,6 +42,7 @@ class Runner:
         runtimes: Mapping[str, Runtime],
         config: ServiceConfig,
         lease: Lease,
+        policies: PolicyWatch,
         *,
         now_ms: Callable[[], int],
         on_attempt_finished: Callable[[Mapping[str, Any]], None],
@@ -49,6 +51,7 @@ class Runner:
         self._runtimes = runtimes
         self._config = config
         self._lease = lease
+        self._policies = policies
         self._now_ms = now_ms
         self._on_attempt_finished = on_attempt_finished
         self._running: dict[str, RunningAttempt] = {}
@@ -95,10 +98,12 @@ class Runner:
         Raises:
             Draining: This process is going away.
             Overloaded: It runs `running_invocations` already, or too many of them are this principal's, or
-                the store is too far behind.
+                the store is too far behind, or has not renewed its lease in time.
         """
         if self._draining:
             raise Draining("Submit again in a moment: another process answers.", retry_after_s=1)
+        if not self._lease.is_held():
+            raise Overloaded("This process has to renew its lease first: try again.", retry_after_s=1)
         if self.commit.is_full:
             raise Overloaded("The store is behind: try again.", retry_after_s=5)
         if not self.free:
@@ -131,19 +136,16 @@ class Runner:
 
     # -- start
 
-    def start(
-        self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig, limits: Limits
-    ) -> RunningAttempt:
+    def start(self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig) -> RunningAttempt:
         """Start the first attempt of an admitted invocation."""
         first = started(invocation.invocation_id, invocation.runtime_id)
-        return self._start(invocation, given, runtime.model, limits, [first], held_turn=1)
+        return self._start(invocation, given, runtime.model, [first], held_turn=1)
 
     def take_over(
         self,
         invocation: Invocation,
         given: InvocationInput,
         runtime: RuntimeConfig | None,
-        limits: Limits,
         *,
         stop: Stop | HeadraceError | None = None,
         resumed_turn: int | None = None,
@@ -159,14 +161,13 @@ class Runner:
         if resumed_turn is not None:
             first.append(encode("invocationResumed", {"attempt": invocation.attempt}))
         model = runtime.model if runtime is not None else ""
-        return self._start(invocation, given, model, limits, first, held_turn=resumed_turn, stop=stop)
+        return self._start(invocation, given, model, first, held_turn=resumed_turn, stop=stop)
 
     def _start(
         self,
         invocation: Invocation,
         given: InvocationInput,
         model: str,
-        limits: Limits,
         first: list[bytes],
         *,
         held_turn: int | None,
@@ -177,7 +178,13 @@ class Runner:
         log = Log(head=invocation.rewind_to, started_at=started_at)
         pen = AttemptLog(log, invocation.invocation_id, invocation.attempt, self.commit, lease.is_held)
         ledger = AttemptLedger(
-            self._store, pen, invocation, model, limits, now_ms=self._now_ms, held=lease.held
+            self._store,
+            pen,
+            invocation,
+            model,
+            lambda: self._policies.limits_of(given.sub, given.groups),
+            now_ms=self._now_ms,
+            held=lease.held,
         )
         running = RunningAttempt(
             invocation,
@@ -186,6 +193,7 @@ class Runner:
             ledger,
             store=self._store,
             now_ms=self._now_ms,
+            is_held=lease.is_held,
             held=lease.held,
             usage_grace_s=self._config.usage_grace_s,
             held_turn=held_turn,
@@ -193,7 +201,8 @@ class Runner:
         pen.append(first)
         if not self._running:
             self.busy_changed_at_s = self._now_ms() / 1000
-        self._fence(invocation.invocation_id)  # an attempt of ours that others have claimed meanwhile
+        # An attempt of ours that others have claimed meanwhile.
+        self._fence(invocation.invocation_id, invocation.attempt - 1)
         self._running[invocation.invocation_id] = running
         self._count(invocation.sub, 1)
         self._idle.clear()
@@ -247,11 +256,16 @@ class Runner:
     # -- stop
 
     def cancel(self, invocation_id: str, reason: str) -> None:
-        """Cancel an invocation if it runs here; `reason` is `requested` or `abandoned`."""
+        """Cancel an invocation if it runs here; `reason` is `requested`, `abandoned` or `denied`."""
         running = self._running.get(invocation_id)
         if running is not None:
-            running.cancel_reason = reason
-            running.interrupt(Stop.CANCELLED)
+            running.cancel(reason)
+
+    def cancel_denied(self) -> None:
+        """Cancel what runs here of principals, or of sign-ins, that are denied."""
+        for running in tuple(self._running.values()):
+            if self._policies.refusal(running.given.sub, running.given.origin_jti) is not None:
+                running.cancel("denied")
 
     def regained(self, lost: Mapping[str, int]) -> None:
         """Drop the attempts that were claimed while the lease had lapsed, and let the rest go on."""
@@ -261,9 +275,10 @@ class Runner:
             else:
                 running.pen.catch_up()
 
-    def _fence(self, invocation_id: str) -> None:
+    def _fence(self, invocation_id: str, attempt: int) -> None:
+        """Drop this attempt, or an earlier one; a later one of ours is no less good for it."""
         running = self._running.get(invocation_id)
-        if running is not None:
+        if running is not None and running.invocation.attempt <= attempt:
             running.interrupt(Stop.FENCED)
 
     def refuse_new(self) -> None:

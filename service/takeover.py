@@ -31,6 +31,7 @@ from service.errors import (
 )
 from service.invocations import Invocation
 from service.leases import Lease
+from service.policies import PolicyWatch
 from service.runner import Runner
 from service.runtimes import InvocationInput
 from service.stores import Claim, Paused, Store
@@ -50,7 +51,8 @@ class Takeover:
         store: Decides who gets what.
         owner: This process's name there.
         runner: Runs what was claimed.
-        catalog: Runtimes and limits, as they are now.
+        catalog: Runtimes, as they are now; what others serve is left to them.
+        policies: Limits, and who is denied; nothing is claimed before they are read.
         lease: This process's: without it nothing is claimed.
         now_ms: The wall clock.
         adopted: Told each invocation that now runs here: its readers need not poll any more.
@@ -63,6 +65,7 @@ class Takeover:
         owner: str,
         runner: Runner,
         catalog: Catalog,
+        policies: PolicyWatch,
         lease: Lease,
         now_ms: Callable[[], int],
         adopted: Callable[[str], None],
@@ -72,6 +75,7 @@ class Takeover:
         self._runner = runner
         self._lease = lease
         self._catalog = catalog
+        self._policies = policies
         self._look_s = min(catalog.service.lease_s / 3, LONGEST_LOOK_S)
         self._pause_limit_ms = int(catalog.service.pause_limit_s * 1000)
         self._now_ms = now_ms
@@ -111,11 +115,15 @@ class Takeover:
         """Claim what nobody runs any more, as far as there is room; returns how many, at most
         `CLAIMS_AT_ONCE`."""
         limit = min(CLAIMS_AT_ONCE, self._runner.free)
-        if not limit or not self._lease.may_claim():
+        if not (limit and self._lease.may_claim() and self._policies.is_loaded):
             return 0
         running = self._runner.attempts
         claims = await self._store.claim_expired(
-            self._owner, self._now_ms(), limit=limit, running=running.keys()
+            self._owner,
+            self._now_ms(),
+            limit=limit,
+            running=running.keys(),
+            runtimes=self._catalog.runtimes.keys(),
         )
         for claim in claims:
             self._begin(claim, resumed=False)
@@ -123,9 +131,10 @@ class Takeover:
 
     async def look_at_paused(self) -> None:
         """Resume the paused invocations that are due and have room; end those that may wait no longer."""
-        if self._runner.is_draining or not self._lease.is_held():
+        if self._runner.is_draining or not (self._lease.is_held() and self._policies.is_loaded):
             return
-        for paused in await self._store.list_paused(self._now_ms(), limit=CLAIMS_AT_ONCE):
+        served = self._catalog.runtimes.keys()
+        for paused in await self._store.list_paused(self._now_ms(), limit=CLAIMS_AT_ONCE, runtimes=served):
             with suppress(Fenced):  # another process was quicker
                 await self._look_at(paused)
 
@@ -137,6 +146,10 @@ class Takeover:
         if expired or limits is None or invocation.cancel_requested_at_ms is not None:
             stop = PauseExpired("Submit it again when there is room.") if expired else None
             await self._end(invocation, stop)
+            return
+        if self._is_abandoned(paused, now_ms):
+            await self._end(invocation, None)
+            self._runner.cancel(invocation_id, "abandoned")
             return
         if not self._runner.free:
             return
@@ -196,20 +209,36 @@ class Takeover:
             invocation,
             given,
             runtime,
-            self._catalog.limits_of(given.groups),
             stop=reason,
             resumed_turn=len(turns) + 1 if resumed else None,
         )
+        if self._policies.refusal(given.sub, given.origin_jti) is not None:
+            self._runner.cancel(invocation.invocation_id, "denied")
         self._adopted(invocation.invocation_id)
         if resumed:
             logger.info("resumed", extra=fields)
         else:
             logger.warning("taken over", extra=fields)
 
+    def _is_abandoned(self, paused: Paused, now_ms: int) -> bool:
+        """Tell whether nobody reads any more what nobody is to read in vain; readers anywhere are noted.
+
+        After an outage of the store they get as long as leases do to be noted anew.
+        """
+        runtime = self._catalog.runtimes.get(paused.invocation.runtime_id)
+        if runtime is None or runtime.on_disconnect != "cancel" or paused.read_at_ms is None:
+            return False
+        unread_ms = now_ms - paused.read_at_ms
+        return unread_ms >= self._catalog.service.abandon_s * 1000 and self._lease.may_claim()
+
     def _limits(self, invocation: Invocation, stored: bytes) -> Limits | None:
         """Return the limits that count for a paused invocation; None if it can't go on anyway."""
+        if invocation.runtime_id not in self._catalog.runtimes:
+            return None
         try:
             given = InvocationInput.from_json(invocation, stored, ())
         except ValueError:
             return None
-        return self._catalog.limits_of(given.groups)
+        if self._policies.refusal(given.sub, given.origin_jti) is not None:
+            return None
+        return self._policies.limits_of(given.sub, given.groups)

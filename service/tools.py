@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
 MAX_RESULT_BYTES: Final = 100 * 1024
-CANCEL_GRACE_S: Final = 5.0
+# Less than `runner.HAND_OVER_GRACE_S`: a tool that does not end must not cost its attempt the hand-over.
+CANCEL_GRACE_S: Final = 3.0
 _SHOWN_FAULTS: Final = 3
 _SHOWN_CHARACTERS: Final = 200
 _LOGGED_CAUSES: Final = 5
@@ -164,8 +165,22 @@ class Tools:
         return bool(self._tools)
 
     def may_repeat(self, name: str) -> bool:
-        """Tell whether a call whose outcome is unknown may be made again; an unknown name runs nothing."""
-        return name not in self._tools or self._tools[name].idempotent
+        """Tell whether a call whose outcome is unknown may be made again: never of a tool that is gone."""
+        return name in self._tools and self._tools[name].idempotent
+
+    def refusal(self, call: ToolCall, name: str, raw_input: bytes) -> ToolResult | None:
+        """Return what to tell the model of a call that can't be made; None if it can."""
+        chosen = self._tools.get(name)
+        if chosen is None:
+            return _failed(f"There is no such tool. The tools are: {', '.join(self._tools) or 'none'}.")
+        try:
+            faults = _input_faults(self._validators[name], _arguments(raw_input))
+        except orjson.JSONDecodeError:
+            return _failed("The input is not valid JSON. Call the tool again with a JSON object.")
+        except Exception as error:  # noqa: BLE001  a schema may be valid, and too much for its validator
+            _log_failure(chosen, call, error)
+            return _failed("The tool failed.")
+        return _failed(f"The input does not fit the tool's schema: {'; '.join(faults)}") if faults else None
 
     async def run(self, call: ToolCall, name: str, raw_input: bytes) -> ToolResult:
         """Make one call and return what to tell the model; `raw_input` is the input as the model streamed it.
@@ -173,18 +188,12 @@ class Tools:
         Cancellation cancels the tool, waits for its end for at most `cancel_grace_s`, and propagates. A tool
         that goes on nevertheless is reported in the log and left alone: asyncio has no way to stop it.
         """
-        chosen = self._tools.get(name)
-        if chosen is None:
-            return _failed(f"There is no such tool. The tools are: {', '.join(self._tools) or 'none'}.")
+        refused = self.refusal(call, name, raw_input)
+        if refused is not None:
+            return refused
+        chosen = self._tools[name]
         try:
-            # For a tool without parameters models often stream no input at all.
-            arguments = orjson.loads(raw_input.strip() or b"{}")
-        except orjson.JSONDecodeError:
-            return _failed("The input is not valid JSON. Call the tool again with a JSON object.")
-        try:
-            if faults := _input_faults(self._validators[name], arguments):
-                return _failed(f"The input does not fit the tool's schema: {'; '.join(faults)}")
-            return await self._call(chosen, arguments, call)
+            return await self._call(chosen, _arguments(raw_input), call)
         except ToolError as error:
             return self._as_result(chosen, call, str(error), "error")
         except Exception as error:  # noqa: BLE001  foreign code: the model hears that it failed, the log where
@@ -236,6 +245,11 @@ class Tools:
     def _refused(self, chosen: Tool, call: ToolCall, reason: str) -> ToolResult:
         logger.warning("tool gave no usable result", extra={**_fields(chosen, call), "reason": reason})
         return _failed(reason)
+
+
+def _arguments(raw_input: bytes) -> Any:
+    # For a tool without parameters models often stream no input at all.
+    return orjson.loads(raw_input.strip() or b"{}")
 
 
 def _failed(text: str) -> ToolResult:

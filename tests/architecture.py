@@ -19,33 +19,34 @@ from typing import Final
 
 LAYERS: Final[dict[int, set[str]]] = {
     0: {"errors", "invocations", "events", "config"},
-    1: {"models", "stores", "runtimes"},
+    1: {"models", "stores", "stores.values", "runtimes"},
     2: {
         *("identity", "jose", "keys"),
         *("submission", "admission", "ledger"),
         *("runner", "attempt", "takeover", "leases", "runtimes.converse", "runtimes.heard", "tools"),
-        *("log", "follow", "readers", "presence", "wire"),
+        *("log", "follow", "readers", "presence", "wire", "policies"),
     },
     3: {
         *("models.bedrock", "models.aws_http", "models.connection", "models.eventstream", "models.pool"),
-        *("stores.sqlite", "stores.windows"),
+        *("stores.sqlite", "stores.dynamodb", "stores.packing", "stores.windows"),
         "telemetry",
     },
     4: {"middleware", "api", "problems", "views"},
-    5: {"app", "__main__"},
+    5: {"app", "operate", "__main__"},
 }
 MAY_IMPORT: Final = {0: {0}, 1: {0}, 2: {0, 1}, 3: {0, 1}, 4: {0, 1, 2}, 5: {0, 1, 2, 3, 4, 5}}
 
 # What a module may import beyond its layer: the seams of the story, and the parts of one adapter or edge.
 EDGES: Final[dict[str, set[str]]] = {
     "runtimes": {"models"},
+    "stores": {"stores.values"},
     "identity": {"jose", "keys"},
     "keys": {"jose"},
-    "admission": {"identity", "submission", "ledger"},
+    "admission": {"identity", "ledger", "policies", "submission"},
     "ledger": {"log"},
-    "runner": {"attempt", "leases", "ledger", "log"},
+    "runner": {"attempt", "leases", "ledger", "log", "policies"},
     "attempt": {"ledger", "log"},
-    "takeover": {"attempt", "leases", "runner"},
+    "takeover": {"attempt", "leases", "policies", "runner"},
     "runtimes.converse": {"ledger", "runtimes.heard", "tools"},
     "runtimes.heard": {"ledger"},
     "log": {"wire"},
@@ -54,13 +55,15 @@ EDGES: Final[dict[str, set[str]]] = {
     "models.bedrock": {"models.aws_http", "models.connection", "models.eventstream", "models.pool"},
     "models.aws_http": {"models.connection", "models.pool"},
     "models.pool": {"models.connection"},
-    "stores.sqlite": {"stores.windows"},
+    "stores.sqlite": {"stores.packing", "stores.windows"},
+    "stores.dynamodb": {"stores.packing", "stores.windows"},
     "api": {"middleware", "views"},
     "problems": {"middleware"},
 }
 
-# The command line is a client like any other: of the service it imports only its own HTTP client.
-COMMAND_LINE: Final[dict[str, set[str]]] = {"cli": {"client"}, "client": set()}
+# The command line is a client like any other: of the service it imports only its own HTTP client, and what
+# carries out the commands of operators.
+COMMAND_LINE: Final[dict[str, set[str]]] = {"cli": {"client", "operate"}, "client": set()}
 
 JSON: Final = {"orjson"}
 THIRD_PARTY_OF_LAYER: Final[dict[int, set[str]]] = {
@@ -80,6 +83,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.connection": {"httptools"} | JSON,
     "models.eventstream": JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
+    "stores.dynamodb": {"aioboto3", "aiobotocore", "botocore"},
     "telemetry": {"aws_lambda_powertools"},
 }
 # Of the standard library but somebody's property all the same.

@@ -78,6 +78,8 @@ class ScriptedModel:
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Play the next script."""
         await request.before_try()
+        while not request.may_send():
+            await request.before_try()
         self.requests.append(request)
         steps = self._calls.pop(0) if len(self._calls) > 1 else self._calls[0]
         stopped = False

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.app import Adapters, Drain, Fetch, create_app
-from service.config import Catalog, Settings
+from service.config import Catalog, ServiceConfig, Settings
 from service.models import Model
 from service.stores import Store
 from service.stores.sqlite import SqliteStore
@@ -115,22 +115,23 @@ async def serving(
     clock: ManualClock,
     *calls: Sequence[Step],
     catalog: str = "",
-    store: str | Path = ":memory:",
+    store: str | Path | AbstractAsyncContextManager[Any] = ":memory:",
     store_is_down: bool = False,
     issuer: ScriptedIssuer | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Served]:
     """Run the service on `clock`, its upstream scripted with `calls`; `catalog` is appended TOML.
 
-    Two of them with the same file as `store` are two processes of one deployment.
+    Two of them with the same file as `store` are two processes of one deployment. Another store than SQLite's
+    is given as what opens it.
     """
     model = ScriptedModel(*(calls or [answer("A head", "race carries water.")]))
     drain, lines, issuer = Drain(), Lines(), issuer or ScriptedIssuer()
     stores: list[FaultyStore] = []
 
     @asynccontextmanager
-    async def open_store(_: str) -> AsyncIterator[Store]:
-        async with SqliteStore.open(store) as opened:
+    async def open_store(_: str, __: ServiceConfig) -> AsyncIterator[Store]:
+        async with SqliteStore.open(store) if isinstance(store, str | Path) else store as opened:
             clock.wait_while(lambda: opened.waiting > 0)
             stores.append(FaultyStore(opened))
             stores[0].down = store_is_down

@@ -18,6 +18,7 @@ class Promise(NamedTuple):
 _API = "docs/api.md"
 _ARCHITECTURE = "docs/architecture.md"
 _CONFIGURATION = "docs/configuration.md"
+_OPERATIONS = "docs/operations.md"
 
 STREAMS: Final = {
     "reattach-exactly-once": Promise(
@@ -81,7 +82,7 @@ JOBS: Final = {
         "What a draining process can't finish goes on in another one at once, and is no lost attempt.",
         _ARCHITECTURE,
     ),
-    "attempts-limit": Promise("An invocation that three processes have lost is ended.", _API),
+    "attempts-limit": Promise("An invocation that three processes have lost without a turn is ended.", _API),
     "lapsed-lease-sends-nothing": Promise(
         "Past its lease a process sends no event until it has renewed it; what a fenced-out one writes is"
         " never read.",
@@ -134,6 +135,21 @@ IDENTITY: Final = {
     "token-expiry-ends-reader": Promise(
         "An expired token ends its reader with `reconnect` after the grace, and never the job.", _API
     ),
+    "denied-is-refused": Promise(
+        "A principal, or a sign-in, that is denied gets 403 from every process, within 10 s of the denial.",
+        _API,
+    ),
+    "denied-ends-readers": Promise(
+        "The open streams of who is denied end with `streamEnded` within 35 s of the denial.", _API
+    ),
+    "denied-cancels-jobs": Promise(
+        "What a principal, or a sign-in, has submitted is cancelled when it is denied, and not run again.",
+        _API,
+    ),
+    "denial-outlasts-outage": Promise(
+        "No denial lapses because the store does not answer, and nobody is let in before it was asked.",
+        _OPERATIONS,
+    ),
 }
 
 METERING: Final = {
@@ -145,6 +161,9 @@ METERING: Final = {
     ),
     "budget-per-invocation": Promise(
         "An invocation never starts a model call that its token budget can't cover.", _CONFIGURATION
+    ),
+    "override-counts": Promise(
+        "A limit that is overridden for a principal counts within 30 s, for its next turn too.", _OPERATIONS
     ),
     "settle-exactly-once": Promise(
         "The usage of a model call is recorded exactly once, however often its settlement is tried.",
@@ -182,6 +201,9 @@ EDGE: Final = {
     ),
     "no-content-in-logs": Promise(
         "No token, prompt, tool argument or completion appears in any log line.", _ARCHITECTURE
+    ),
+    "operators-need-the-store-only": Promise(
+        "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION

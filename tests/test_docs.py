@@ -17,6 +17,7 @@ from local.stack import Stack
 from service import cli
 from service.config import Catalog, ConfigError, Settings
 from service.errors import HeadraceError
+from tests.cli_server import CliServer, control, delta, document, stream
 from tests.e2e.client import CATALOG, calling
 from tests.e2e.cutting_proxy import CuttingProxy
 
@@ -107,8 +108,9 @@ def error_codes() -> set[tuple[str, int]]:
     found, tree = set(), [HeadraceError]
     while tree:
         error = tree.pop()
-        tree += error.__subclasses__()
-        if not error.__subclasses__() and error.__module__ == HeadraceError.__module__:
+        below = [each for each in error.__subclasses__() if each.__module__ == HeadraceError.__module__]
+        tree += below
+        if not below:
             found.add((error.code, error.status))
     return found
 
@@ -240,3 +242,21 @@ async def test_the_documented_clients_survive_cut_connections_and_killed_process
         ["lost", "finished"]
     ]
     assert proxy.cuts > 2
+
+
+@pytest.mark.promise("reattach-exactly-once")
+@pytest.mark.parametrize("language", CALLERS)
+async def test_the_documented_clients_end_when_nothing_can_follow_their_cursor(language: str) -> None:
+    command, _ = CALLERS[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    first = stream(delta("1.2", "Hel"), location="/runtimes/writer/invocations/inv_1")
+    empty = stream(control("heartbeat", phase="connected"))
+    more, no_more = (document({"terminalEvent": {"id": event_id}}) for event_id in ("1.9", "1.2"))
+    with CliServer(first, empty, more, empty, no_more) as server:
+        async with asyncio.timeout(SAMPLE_LIMIT_S):
+            client = await run_sample(language, server.url, "token")
+            stdout, stderr = await client.communicate()
+
+    assert (json.loads(stdout or "null"), stderr) == (["contentBlockDelta", "Hel"], b"")
+    assert [cursor for _, _, cursor in server.essences] == [None, *["1.2"] * 4]

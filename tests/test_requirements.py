@@ -1,5 +1,7 @@
 """The pinned requirements: direct imports are named, every pin is hashed, none says where to fetch it."""
 
+import base64
+import json
 import re
 import sys
 from pathlib import Path
@@ -67,3 +69,21 @@ def test_a_lock_holds_only_hashed_pins_and_no_addresses(name: str) -> None:
     assert "://" not in text
     assert [statement for statement in statements if not pin.fullmatch(statement)] == []
     assert len(statements) == len(pins(name)) > 0
+
+
+def test_the_lock_of_the_emulators_holds_only_digests_and_no_addresses() -> None:
+    asked = json.loads((REQUIREMENTS / "emulators" / "package.json").read_text(encoding="utf-8"))
+    text = (REQUIREMENTS / "emulators" / "package-lock.json").read_text(encoding="utf-8")
+    packages = json.loads(text)["packages"]
+    pinned = {name.removeprefix("node_modules/"): entry for name, entry in packages.items() if name}
+    versions = {name: entry["version"] for name, entry in pinned.items()}
+
+    assert packages[""]["dependencies"] == asked["dependencies"]
+    assert asked["dependencies"].items() <= versions.items()
+    assert ("://" in text, '"resolved"' in text, "hasInstallScript" in text) == (False, False, False)
+    assert [name for name, entry in pinned.items() if not is_sha512(entry["integrity"])] == []
+
+
+def is_sha512(integrity: str) -> bool:
+    algorithm, _, digest = integrity.partition("-")
+    return algorithm == "sha512" and len(base64.b64decode(digest, validate=True)) == 64

@@ -30,7 +30,10 @@ class ModelRequest:
     """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
 
     `max_tokens` is always sent upstream: what is unset reserves the model's maximum of the account's quota.
-    `before_try` is awaited right before each try, the first one too: what it raises ends the call.
+    `before_try` is awaited before each try, the first one too, and ahead of the pause before a further one:
+    what was tried until then is over and has cost nothing. What it raises ends the call. `may_send` is asked
+    right before the first byte of a try leaves: if it says no, nothing is sent, and `before_try` is awaited
+    again.
     """
 
     model_id: str
@@ -40,6 +43,7 @@ class ModelRequest:
     tools: Sequence[Mapping[str, Any]] = ()
     request_metadata: Mapping[str, str] = field(default_factory=dict)
     before_try: Callable[[], Awaitable[None]] = _at_once
+    may_send: Callable[[], bool] = lambda: True
 
 
 class Model(Protocol):

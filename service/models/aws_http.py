@@ -21,7 +21,7 @@ from aiobotocore.awsrequest import AioAWSResponse
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 
 from service.config import ConfigError
-from service.models.connection import Exchange, OnHead
+from service.models.connection import Exchange, MaySend, OnHead
 from service.models.pool import IDLE_S, ConnectionPool
 
 
@@ -30,6 +30,7 @@ class Call:
     """What the task that makes a call gives to the session, and gets from it."""
 
     on_head: OnHead
+    may_send: MaySend
     exchange: Exchange | None = None
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class HttpSession:
         The exchange goes on as that of `CALL`, whose owner finishes and closes it.
 
         Raises:
-            UpstreamError: See `ConnectionPool.begin` and `Exchange.head`.
+            UpstreamError, Withheld: See `ConnectionPool.begin` and `Exchange.head`.
             Exception: What `on_head` or its sink raised.
         """
         call = CALL.get()
@@ -104,7 +105,7 @@ class HttpSession:
         headers = {name: _text(value) for name, value in request.headers.items()}
         headers |= {"Host": _host(url), "Accept-Encoding": "identity"}
         exchange = call.exchange = await self._pool(url).begin(
-            request.method, _target(url), headers, request.body or b"", call.on_head
+            request.method, _target(url), headers, request.body or b"", call.on_head, call.may_send
         )
         await exchange.head()
         body = b"" if exchange.streams else await exchange.finish()

@@ -41,7 +41,7 @@ from service.errors import (
 from service.models import Deliver, Frame, ModelRequest
 from service.models.aws_http import CALL, Call, HttpSession
 from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
-from service.models.connection import Exchange, Sink
+from service.models.connection import Exchange, Sink, Withheld
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
 
@@ -118,10 +118,15 @@ class BedrockModel:
         """Make one call and deliver its frames; see `Model.converse`."""
         give_up_at_s = self._pacing.now_s() + RETRY_WINDOW_S
         ceilings_s = iter(RETRY_CEILINGS_S)
+        pause_s = 0.0
         while True:
             await request.before_try()
+            if pause_s:
+                await self._pacing.sleep(pause_s)
             try:
                 return await self._call(request, _Answer(deliver))
+            except Withheld:
+                pause_s = 0.0
             except (UpstreamThrottled, UpstreamUnavailable) as refusal:
                 ceiling_s = next(ceilings_s, None)
                 if refusal.billed or ceiling_s is None:
@@ -129,10 +134,9 @@ class BedrockModel:
                 pause_s = self._pacing.random() * ceiling_s
                 if self._pacing.now_s() + pause_s > give_up_at_s:
                     raise
-            await self._pacing.sleep(pause_s)
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
-        call = Call(answer.on_head)
+        call = Call(answer.on_head, request.may_send)
         token = CALL.set(call)
         try:
             await self._client.converse_stream(**_parameters(request))

@@ -28,12 +28,19 @@ Sink = Callable[[bytes], Awaitable[None] | None]
 OnHead = Callable[[int, Mapping[str, str]], Sink | None]
 """Choose by status and headers (lower-case names) who takes the body; None: `finish` returns it."""
 
+MaySend = Callable[[], bool]
+"""Asked right before the first byte of a request leaves."""
+
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 COLLECTED_LIMIT_BYTES: Final = 64 * 1024
 
 # NAT gateways, interface endpoints and NLBs drop a flow silently after 350 s without a packet:
 # https://aws.amazon.com/blogs/networking-and-content-delivery/implementing-long-running-tcp-connections-within-vpc-networking/
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
+
+
+class Withheld(Exception):
+    """A request was not sent, since it may not be any more: nothing of it has left."""
 
 
 class Exchange:
@@ -243,14 +250,19 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         self.idle_since = 0.0
         self.lost = asyncio.get_running_loop().create_future()
 
-    def begin(self, request: tuple[bytes, bytes], on_head: OnHead) -> Exchange:
+    def begin(
+        self, request: tuple[bytes, bytes], on_head: OnHead, may_send: MaySend = lambda: True
+    ) -> Exchange:
         """Write the request's head and body; the caller closes the exchange.
 
         Raises:
+            Withheld: `may_send` said no; the connection is as it was.
             UpstreamUnavailable: The connection was closed before anything was sent.
         """
         if self._transport.is_closing():
             raise UpstreamUnavailable("The model backend closed the connection at once.")
+        if not may_send():
+            raise Withheld
         self._exchange = Exchange(self._transport, on_head, self._silence_s, self._over)
         self._transport.writelines(request)
         return self._exchange

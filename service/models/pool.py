@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from service.errors import UpstreamMisconfigured, UpstreamUnavailable
-from service.models.connection import Connection, Exchange, OnHead
+from service.models.connection import Connection, Exchange, MaySend, OnHead
 
 CONNECT_TIMEOUT_S: Final = 5.0
 # AWS closes connections that are idle for 20 s, says the source of aiobotocore, and takes 12:
@@ -60,13 +60,21 @@ class ConnectionPool:
         self._closed = False
 
     async def begin(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, on_head: OnHead
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        on_head: OnHead,
+        may_send: MaySend = lambda: True,
     ) -> Exchange:
         """Send one request, on a connection of its own until the caller closes the exchange.
 
-        `headers` are sent as they are, `Host` and the body's length included.
+        `headers` are sent as they are, `Host` and the body's length included. `may_send` is asked once there
+        is a connection: waiting for one takes time.
 
         Raises:
+            Withheld: `may_send` said no.
             UpstreamUnavailable: No connection could be made; nothing was sent.
             UpstreamMisconfigured: The certificate is not trusted; nothing was sent.
         """
@@ -76,9 +84,13 @@ class ConnectionPool:
         await self._slots.acquire()
         try:
             connection = self._take_idle() or await self._connect()
-            return connection.begin(request, on_head)
         except BaseException:
             self._slots.release()
+            raise
+        try:
+            return connection.begin(request, on_head, may_send)
+        except BaseException:
+            self._free(connection)
             raise
 
     async def aclose(self) -> None:

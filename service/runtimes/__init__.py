@@ -18,9 +18,9 @@ from service.models import Deliver, Frame
 class InvocationInput:
     """The job, as submitted and validated; what a takeover needs to run it again.
 
-    `messages` are Bedrock Converse messages as JSON (bytes members in base64). `turns` are the messages that
-    turns of earlier attempts added, one tuple per turn; the last one may be the model's message alone, whose
-    tools had begun or were about to.
+    `messages` are Bedrock Converse messages as JSON (bytes members in base64). `turns` are what turns of
+    earlier attempts added, one tuple of messages per turn; of the last one it may be what the runtime settled
+    before its tools ran. `origin_jti` is the sign-in that submitted it.
     """
 
     invocation_id: str
@@ -32,15 +32,20 @@ class InvocationInput:
     max_tokens: int
     request_metadata: Mapping[str, str] = field(default_factory=dict)
     turns: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    origin_jti: str | None = None
 
     def to_json(self) -> bytes:
-        """Encode what a takeover needs; the record has the rest."""
+        """Encode what a takeover needs; the record has the rest.
+
+        Older processes read it too, during a deploy: add members, and change none.
+        """
         return json.dumps(
             {
                 "groups": self.groups,
                 "messages": self.messages,
                 "maxTokens": self.max_tokens,
                 "requestMetadata": dict(self.request_metadata),
+                "originJti": self.origin_jti,
             },
             ensure_ascii=False,
             separators=(",", ":"),
@@ -65,6 +70,7 @@ class InvocationInput:
                 max_tokens=document["maxTokens"],
                 request_metadata=document["requestMetadata"],
                 turns=tuple(tuple(json.loads(turn)) for turn in turns),
+                origin_jti=document.get("originJti"),  # older inputs have none
             )
         except (KeyError, TypeError) as error:
             raise ValueError("not the input of an invocation") from error
@@ -93,6 +99,7 @@ class Effects:
         deliver: Append a batch of upstream frames; the `Deliver` of a model call.
         enter: Say what begins now (phase, turn), before a model call or a tool; heartbeats show it. Waits
             until this process may act for the invocation.
+        may_act: Tell whether it may act this moment, right before something leaves it: waits can be long.
         reserve: Hold `tokens` for the model call of a turn. Raises QuotaExceeded, BudgetExceeded, Fenced.
         settle: Replace the turn's hold by what was used, now, together with the events so far and what the
             model said: a takeover goes on from there. Raises Fenced.
@@ -105,6 +112,7 @@ class Effects:
     emit: Callable[[Sequence[bytes]], None]
     deliver: Deliver
     enter: Callable[[str, int], Awaitable[None]]
+    may_act: Callable[[], bool]
     reserve: Callable[[int, int], Awaitable[None]]
     settle: Callable[[int, Usage, Sequence[Mapping[str, Any]]], Awaitable[None]]
     settle_at_end: Callable[[int, Usage], None]

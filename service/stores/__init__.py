@@ -1,8 +1,9 @@
 """The port of stores: durable, atomic decisions about invocations, their events and the ledger.
 
-`admission`, `runner`, `log`, `follow`, `ledger` and `api` call it; `stores.sqlite` (and later
-`stores.dynamodb`) implement it, under one contract suite. Each method is one decision in one transaction:
-when it returns, the decision is durable; when it raises, nothing of it happened (but see `StoreUnavailable`).
+`admission`, `runner`, `log`, `follow`, `ledger`, `policies` and `api` call it, `operate` for operators;
+`stores.sqlite` (and later `stores.dynamodb`) implement it, under one contract suite. Each method is one
+decision in one transaction: when it returns, the decision is durable; when it raises, nothing of it happened
+(but see `StoreUnavailable`). Its values are in `stores.values`.
 
 Times are the caller's (`now_ms`, UTC epoch milliseconds): a store has no clock. Windows: the daily quota is
 the sum of the 10-minute buckets that overlap the last 24 hours, the oldest counted whole; the monthly one is
@@ -16,7 +17,8 @@ keys, `append_events` by event ids, `create_invocation` by the invocation id. An
 
 Fencing: `append_events`, `reserve`, `settle` with messages or a block, `complete_turn`, `hand_over`, `pause`
 and `finish` name their attempt. One that is not the current attempt of a running invocation, or was handed
-over, may not write: it gets `Fenced`, and nothing of what it writes is ever read.
+over, may not write: it gets `Fenced`, and nothing of what it writes is ever read (but an attempt's first
+event, whose bytes are always the same).
 
 Polls are cheap while there is nothing: `list_paused`, `cancel_requests`, `unread`, `claim_expired`.
 
@@ -26,181 +28,34 @@ Polls are cheap while there is nothing: `list_paused`, `cancel_requests`, `unrea
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from service.config import Limits
 from service.events import Block, EventId
-from service.invocations import Invocation, State, Usage
+from service.invocations import Invocation
+from service.stores.values import (
+    Account,
+    Claim,
+    Denial,
+    Ending,
+    EventBlock,
+    HandOver,
+    Hold,
+    Idempotency,
+    NewInvocation,
+    Pause,
+    Paused,
+    Policies,
+    Settlement,
+    Turn,
+    Window,
+)
 
 WINDOW_S = 24 * 3600
 BUCKET_S = 600
 ORPHAN_AGE_S = 60
 RESERVATION_GRACE_MS = 3_600_000  # from the deadline until a hold lapses: a backstop, settlement is sooner
-
-
-@dataclass(frozen=True, slots=True)
-class Idempotency:
-    """What makes a retry attach: `key` is unique to principal, runtime and the caller's key; `body` is a
-    digest.
-
-    Both are opaque text. The key is taken from the decision that first used it until `expires_at_ms`.
-    """
-
-    key: str
-    body: str
-    expires_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewInvocation:
-    """What admission decides on: the invocation, its input and the reservation of its first model call.
-
-    `input` is opaque to the store (JSON bytes, up to the body limit). `owner` is the process's lease.
-    """
-
-    invocation_id: str
-    runtime_id: str
-    sub: str
-    session_id: str | None
-    input: bytes
-    first_reservation_tokens: int
-    owner: str
-    deadline_at_ms: int
-    reservation_expires_at_ms: int
-    idempotency: Idempotency | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """A reservation: `tokens` held for one turn's model call, until `settle` removes it."""
-
-    invocation_id: str
-    attempt: int
-    turn: int
-    sub: str
-    tokens: int
-    expires_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What replaces a hold: the usage record of one turn's model call.
-
-    `charged` False keeps it from the caller's quota (what a dead attempt used; the ledger has it all the
-    same). `messages` (JSON bytes) is what the turn has added to the conversation so far: the model's
-    message, whose tools are still to be run. `boundary` is then the id of the last event that belongs to it,
-    from which a takeover goes on. A block of events up to the boundary can be stored with it in the same
-    transaction.
-    """
-
-    invocation_id: str
-    attempt: int
-    turn: int
-    sub: str
-    runtime_id: str
-    model: str
-    usage: Usage
-    charged: bool = True
-    messages: bytes | None = None
-    boundary: EventId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EventBlock:
-    """A block of one invocation's events, for the group commit."""
-
-    invocation_id: str
-    block: Block
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an invocation ends: its last events (the terminal one last), its state and its last settlements."""
-
-    invocation_id: str
-    attempt: int
-    state: State
-    block: Block
-    settlements: tuple[Settlement, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn as a takeover needs it: what it added to the conversation, and its last event's id.
-
-    Of the last turn `messages` may be the model's message alone: its tools had begun, or were about to.
-    """
-
-    number: int
-    messages: bytes
-    boundary: EventId
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """An invocation taken over from a dead owner, or resumed: its new attempt is already this process's."""
-
-    invocation: Invocation
-    input: bytes
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """How an attempt leaves its invocation to the next one: what it used and has not settled yet."""
-
-    invocation_id: str
-    attempt: int
-    settlements: tuple[Settlement, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """How an invocation comes to wait for quota between two turns.
-
-    Attributes:
-        block: Its last events, `invocationPaused` last; everything that the attempt wrote is granted.
-        turn, tokens: The model call that found no room; it has no hold.
-        resumes_at_ms: When there may be room.
-    """
-
-    invocation_id: str
-    attempt: int
-    block: Block
-    turn: int
-    tokens: int
-    resumes_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Paused:
-    """A paused invocation that is due to be looked at; `input` says whose limits count."""
-
-    invocation: Invocation
-    input: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One quota window of one principal.
-
-    `resets_at_ms`: when `used_tokens` next falls; of the daily one when its oldest bucket ages out.
-    """
-
-    name: str
-    window_s: int
-    used_tokens: int
-    resets_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What a principal has used and holds now: windows `daily` and `monthly`, in this order."""
-
-    windows: tuple[Window, Window]
-    reserved_tokens: int
-    running: int
+FORSAKEN_MS = 3_600_000  # how long a paused invocation is left to processes that serve its runtime
 
 
 class Store(Protocol):
@@ -315,10 +170,13 @@ class Store(Protocol):
         """
         ...
 
-    async def list_paused(self, now_ms: int, *, limit: int) -> list[Paused]:
+    async def list_paused(
+        self, now_ms: int, *, limit: int, runtimes: Collection[str] | None = None
+    ) -> list[Paused]:
         """Return paused invocations that are to be cancelled, then those that are due, longest due first.
 
-        Due: `resumes_at_ms` has passed, or what `postpone` said in its place.
+        Due: `resumes_at_ms` has passed, or what `postpone` said in its place. With `runtimes`, of those only
+        the ones of these runtimes, and the ones of any that have been due for `FORSAKEN_MS` or longer.
         """
         ...
 
@@ -365,14 +223,42 @@ class Store(Protocol):
         """Return what a principal has used, holds and runs."""
         ...
 
+    async def policies(self, now_ms: int) -> Policies:
+        """Return what operators have decided, all of it: read by every process every 10 s."""
+        ...
+
+    async def deny(self, subject: str, now_ms: int, until_ms: int | None = None) -> None:
+        """Deny a subject (see `Policies`) from now on, in place of the denial that it has, if it has one."""
+        ...
+
+    async def allow(self, subject: str) -> bool:
+        """End a denial; returns whether there was one (an expired one may still count)."""
+        ...
+
+    async def set_limits(self, sub: str, overrides: Mapping[str, int] | None) -> None:
+        """Override these fields of a principal's limits, besides those that are; None: none any more.
+
+        Names and values are the caller's: a store takes any.
+        """
+        ...
+
     async def renew_lease(self, owner: str, expires_at_ms: int) -> None:
         """Create or prolong this process's lease; an `expires_at_ms` in the past gives it back."""
         ...
 
     async def claim_expired(
-        self, owner: str, now_ms: int, *, limit: int, running: Collection[str] | None = None
+        self,
+        owner: str,
+        now_ms: int,
+        *,
+        limit: int,
+        running: Collection[str] | None = None,
+        runtimes: Collection[str] | None = None,
     ) -> list[Claim]:
         """Take over running invocations whose owner's lease has expired, with a higher attempt number.
+
+        With `runtimes` only those of these runtimes, and those of any whose deadline has passed by `now_ms`:
+        what `owner` does not serve is left to processes that do, as long as there may be one.
 
         Those that were handed over have no owner, and are claimed at once. `running` are the invocations that
         `owner` really runs. Others of its own whose attempt began `ORPHAN_AGE_S` ago or earlier are claimed
@@ -397,3 +283,28 @@ class Store(Protocol):
     async def aclose(self) -> None:
         """Finish what was called, then close."""
         ...
+
+
+__all__ = [
+    "BUCKET_S",
+    "FORSAKEN_MS",
+    "ORPHAN_AGE_S",
+    "RESERVATION_GRACE_MS",
+    "WINDOW_S",
+    "Account",
+    "Claim",
+    "Denial",
+    "Ending",
+    "EventBlock",
+    "HandOver",
+    "Hold",
+    "Idempotency",
+    "NewInvocation",
+    "Pause",
+    "Paused",
+    "Policies",
+    "Settlement",
+    "Store",
+    "Turn",
+    "Window",
+]

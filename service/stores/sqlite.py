@@ -10,6 +10,7 @@ method is one operation of the store thread, so one transaction; its SQL stands 
                 ──> sqlite_leases     leases, takeover, hand-over
                 ──> sqlite_pauses     pause, resumption
                 ──> sqlite_signals    what owners are told: cancel, somebody reads
+                ──> sqlite_policies   denials, overridden limits
                     sqlite_schema     tables, migrations, the connection
 
 Exact among processes because every write begins with `BEGIN IMMEDIATE`: SQLite has one writer at a time per
@@ -38,6 +39,7 @@ from service.stores import (
     NewInvocation,
     Pause,
     Paused,
+    Policies,
     Settlement,
     Turn,
 )
@@ -46,6 +48,7 @@ from service.stores import sqlite_events as events
 from service.stores import sqlite_leases as leases
 from service.stores import sqlite_ledger as ledger
 from service.stores import sqlite_pauses as pauses
+from service.stores import sqlite_policies as policies
 from service.stores import sqlite_records as records
 from service.stores import sqlite_signals as signals
 from service.stores.sqlite_schema import open_database
@@ -169,9 +172,11 @@ class SqliteStore:
             raise ValueError("a pause ends with invocationPaused")
         return await self._thread.write(pauses.pause, pause, now_ms)
 
-    async def list_paused(self, now_ms: int, *, limit: int) -> list[Paused]:
+    async def list_paused(
+        self, now_ms: int, *, limit: int, runtimes: Collection[str] | None = None
+    ) -> list[Paused]:
         """See `Store`."""
-        return await self._thread.read(pauses.list_due, now_ms, limit)
+        return await self._thread.read(pauses.list_due, now_ms, limit, runtimes)
 
     async def postpone(self, invocation_id: str, attempt: int, look_at_ms: int) -> None:
         """See `Store`. One whose cancellation is asked for stays due."""
@@ -208,17 +213,39 @@ class SqliteStore:
         """See `Store`. With nothing used, the daily window resets now."""
         return await self._thread.read(ledger.account, sub, now_ms)
 
+    async def policies(self, now_ms: int) -> Policies:
+        """See `Store`."""
+        return await self._thread.read(policies.policies, now_ms)
+
+    async def deny(self, subject: str, now_ms: int, until_ms: int | None = None) -> None:
+        """See `Store`."""
+        await self._thread.write(policies.deny, subject, now_ms, until_ms)
+
+    async def allow(self, subject: str) -> bool:
+        """See `Store`."""
+        return await self._thread.write(policies.allow, subject)
+
+    async def set_limits(self, sub: str, overrides: Mapping[str, int] | None) -> None:
+        """See `Store`."""
+        await self._thread.write(policies.set_limits, sub, overrides)
+
     async def renew_lease(self, owner: str, expires_at_ms: int) -> None:
         """See `Store`."""
         await self._thread.write(leases.renew, owner, expires_at_ms)
 
     async def claim_expired(
-        self, owner: str, now_ms: int, *, limit: int, running: Collection[str] | None = None
+        self,
+        owner: str,
+        now_ms: int,
+        *,
+        limit: int,
+        running: Collection[str] | None = None,
+        runtimes: Collection[str] | None = None,
     ) -> list[Claim]:
         """See `Store`. An owner that never had a lease counts as expired."""
-        if not await self._thread.read(leases.some_expired, owner, now_ms, running):
+        if not await self._thread.read(leases.some_expired, owner, now_ms, running, runtimes):
             return []
-        return await self._thread.write(leases.claim, owner, now_ms, limit, running)
+        return await self._thread.write(leases.claim, owner, now_ms, limit, running, runtimes)
 
     async def purge(self, now_ms: int, retention_s: float) -> int:
         """Delete invocations that ended longer ago than `retention_s`, and what no window counts any more.

@@ -5,18 +5,15 @@ several where it is over `ROW_LIMIT_BYTES`; a row of a page or more is compresse
 """
 
 import sqlite3
-import zlib
-from collections.abc import Iterator
 from typing import Final
 
-from service.events import Block, EventId, join, split
+from service.events import Block, EventId
+from service.stores.packing import pack, unpack
 from service.stores.sqlite_attempts import MAY_WRITE, fence
 
 # DynamoDB's items end at 400 KB; the same pieces everywhere keep reads of a log bounded.
 ROW_LIMIT_BYTES: Final = 300 * 1024
 _COMPRESS_FROM_BYTES: Final = 4096
-_RAW: Final = 0
-_ZLIB: Final = 1
 
 _ADVANCE: Final = f"""
     UPDATE invocations SET stored_seq = ?, updated_at_ms = ?
@@ -68,8 +65,7 @@ def _advance(db: sqlite3.Connection, invocation_id: str, block: Block, now_ms: i
 
 def insert(db: sqlite3.Connection, invocation_id: str, block: Block) -> None:
     """Write the rows of a block, whoever its attempt is; `append` asks the fence first."""
-    for piece in _pieces(block):
-        codec, blob = _pack(join(piece.events))
+    for piece, codec, blob in pack(block, ROW_LIMIT_BYTES, _COMPRESS_FROM_BYTES):
         db.execute(
             "INSERT INTO events (invocation_id, attempt, first_seq, last_seq, codec, blob)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -87,7 +83,7 @@ def _check_same(db: sqlite3.Connection, invocation_id: str, block: Block, stored
     stored = [
         event
         for first_seq, codec, blob in rows
-        for seq, event in enumerate(_unpack(codec, blob), first_seq)
+        for seq, event in enumerate(unpack(codec, blob), first_seq)
         if seq >= block.first_seq
     ]
     if tuple(stored[: len(again)]) != again:
@@ -101,7 +97,7 @@ def read(db: sqlite3.Connection, invocation_id: str, after: EventId, limit_bytes
     blocks: list[Block] = []
     size_bytes = 0
     for attempt, first_seq, codec, blob, granted_seq in db.execute(_READ, (invocation_id, *after)):
-        events = _unpack(codec, blob)
+        events = unpack(codec, blob)
         if granted_seq is not None:
             events = events[: granted_seq - first_seq + 1]
         block = Block(attempt, first_seq, events).after(after)
@@ -111,27 +107,3 @@ def read(db: sqlite3.Connection, invocation_id: str, after: EventId, limit_bytes
             if size_bytes >= limit_bytes:
                 break
     return blocks
-
-
-def _pieces(block: Block) -> Iterator[Block]:
-    """Cut a block into pieces that fit a row; an event that alone is over the limit is a piece of its own."""
-    begin = 0
-    size_bytes = 0
-    for index, event in enumerate(block.events):
-        if size_bytes and size_bytes + 1 + len(event) > ROW_LIMIT_BYTES:
-            yield Block(block.attempt, block.first_seq + begin, block.events[begin:index])
-            begin, size_bytes = index, 0
-        size_bytes += len(event) + (index > begin)
-    yield Block(block.attempt, block.first_seq + begin, block.events[begin:])
-
-
-def _pack(blob: bytes) -> tuple[int, bytes]:
-    if len(blob) >= _COMPRESS_FROM_BYTES:
-        compressed = zlib.compress(blob, level=1)
-        if len(compressed) < len(blob):
-            return _ZLIB, compressed
-    return _RAW, blob
-
-
-def _unpack(codec: int, blob: bytes) -> tuple[bytes, ...]:
-    return split(zlib.decompress(blob) if codec == _ZLIB else blob)

@@ -36,18 +36,23 @@ _OWNERS: Final = """
         WHERE owners.owner <> :owner AND coalesce(l.expires_at_ms, 0) <= :now
     )
 """
-_EXPIRED: Final = """
+_SERVED: Final = """(
+        :runtimes IS NULL OR i.deadline_at_ms <= :now
+        OR i.runtime_id IN (SELECT value FROM json_each(:runtimes))
+    )"""
+_EXPIRED: Final = f"""
     SELECT i.invocation_id, i.stored_seq, i.created_at_ms FROM gone JOIN invocations AS i USING (owner)
-    WHERE i.state = 'running'
-"""
-_ORPHANED: Final = """
+    WHERE i.state = 'running' AND {_SERVED}
+"""  # noqa: S608 - the condition is the constant above
+_ORPHANED: Final = f"""
     SELECT i.invocation_id, i.stored_seq, i.created_at_ms
     FROM invocations AS i JOIN attempts AS a ON a.invocation_id = i.invocation_id AND a.number = i.attempt
     WHERE i.state = 'running' AND i.owner = :owner
         AND i.invocation_id NOT IN (SELECT value FROM json_each(:running))
         AND coalesce(a.started_at_ms, i.created_at_ms) <= :orphaned_before
-"""
-_SOME: Final = f"{_OWNERS} SELECT EXISTS (SELECT 1 FROM gone) OR EXISTS ({_ORPHANED})"  # noqa: S608 - the same
+        AND {_SERVED}
+"""  # noqa: S608 - the same
+_SOME: Final = f"{_OWNERS} SELECT EXISTS ({_EXPIRED}) OR EXISTS ({_ORPHANED})"
 _OLDEST: Final = f"""
     {_OWNERS}
     SELECT invocation_id, stored_seq FROM ({_EXPIRED} UNION ALL {_ORPHANED})
@@ -88,12 +93,20 @@ def hand_over(db: sqlite3.Connection, given: HandOver, now_ms: int) -> None:
     attempts.hand_over(db, given.invocation_id, given.attempt, now_ms)
 
 
-def some_expired(db: sqlite3.Connection, owner: str, now_ms: int, running: Collection[str] | None) -> bool:
+def some_expired(
+    db: sqlite3.Connection,
+    owner: str,
+    now_ms: int,
+    running: Collection[str] | None,
+    runtimes: Collection[str] | None,
+) -> bool:
     """Tell whether there is anything to claim, without taking the write lock."""
-    return bool(db.execute(_SOME, _expired(owner, now_ms, running)).fetchone()[0])
+    return bool(db.execute(_SOME, _expired(owner, now_ms, running, runtimes)).fetchone()[0])
 
 
-def _expired(owner: str, now_ms: int, running: Collection[str] | None) -> dict[str, Any]:
+def _expired(
+    owner: str, now_ms: int, running: Collection[str] | None, runtimes: Collection[str] | None
+) -> dict[str, Any]:
     """Return the parameters; where it is not known what runs, no own invocation is an orphan."""
     orphaned_before_ms = -1 if running is None else now_ms - ORPHAN_AGE_S * 1000
     return {
@@ -101,14 +114,20 @@ def _expired(owner: str, now_ms: int, running: Collection[str] | None) -> dict[s
         "now": now_ms,
         "orphaned_before": orphaned_before_ms,
         "running": json.dumps(list(running or ())),
+        "runtimes": None if runtimes is None else json.dumps(list(runtimes)),
     }
 
 
 def claim(
-    db: sqlite3.Connection, owner: str, now_ms: int, limit: int, running: Collection[str] | None
+    db: sqlite3.Connection,
+    owner: str,
+    now_ms: int,
+    limit: int,
+    running: Collection[str] | None,
+    runtimes: Collection[str] | None,
 ) -> list[Claim]:
     """Take over invocations whose owner's lease has expired, and the owner's own orphans."""
-    parameters = _expired(owner, now_ms, running) | {"limit": limit}
+    parameters = _expired(owner, now_ms, running, runtimes) | {"limit": limit}
     expired = db.execute(_OLDEST, parameters).fetchall()
     return [_take_over(db, owner, now_ms, *row) for row in expired]
 

@@ -8,13 +8,15 @@ attempt is closed. `look_at_ms` is when somebody is to look at it: 0, which is b
 the time is, while its cancellation is asked for.
 """
 
+import json
 import sqlite3
+from collections.abc import Collection
 from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
 from service.invocations import AttemptEnd, Invocation
-from service.stores import RESERVATION_GRACE_MS, Claim, Hold, Pause, Paused
+from service.stores import FORSAKEN_MS, RESERVATION_GRACE_MS, Claim, Hold, Pause, Paused
 from service.stores import sqlite_attempts as attempts
 from service.stores import sqlite_events as events
 from service.stores.sqlite_ledger import COUNTED, admit, settle_open_holds
@@ -30,6 +32,12 @@ _PAUSED: Final = f"""
     SELECT sub, paused_turn, paused_tokens, {COUNTED}, deadline_at_ms, paused_at_ms FROM invocations
     WHERE invocation_id = ? AND attempt = ? AND state = 'paused'
 """  # noqa: S608 - the sum is a constant
+_DUE: Final = """
+    SELECT invocation_id, read_at_ms FROM invocations
+    WHERE state = 'paused' AND look_at_ms <= :now AND (:runtimes IS NULL OR look_at_ms <= :forsaken
+        OR runtime_id IN (SELECT value FROM json_each(:runtimes)))
+    ORDER BY look_at_ms, invocation_id LIMIT :limit
+"""
 _GO_ON: Final = """
     UPDATE invocations SET deadline_at_ms = ?, paused_at_ms = NULL, resumes_at_ms = NULL, look_at_ms = NULL,
         paused_turn = NULL, paused_tokens = NULL
@@ -70,15 +78,19 @@ def pause(db: sqlite3.Connection, pause: Pause, now_ms: int) -> Invocation:
     return waiting
 
 
-def list_due(db: sqlite3.Connection, now_ms: int, limit: int) -> list[Paused]:
+def list_due(
+    db: sqlite3.Connection, now_ms: int, limit: int, runtimes: Collection[str] | None
+) -> list[Paused]:
     """Return what is to be looked at, in the order of the index: by `look_at_ms`, then by id."""
-    due = db.execute(
-        "SELECT invocation_id FROM invocations WHERE state = 'paused' AND look_at_ms <= ?"
-        " ORDER BY look_at_ms, invocation_id LIMIT ?",
-        (now_ms, limit),
-    ).fetchall()
-    records = ((load(db, invocation_id), load_input(db, invocation_id)) for (invocation_id,) in due)
-    return [Paused(record, body) for record, body in records if record is not None]
+    served = None if runtimes is None else json.dumps(list(runtimes))
+    parameters = {"now": now_ms, "limit": limit, "runtimes": served, "forsaken": now_ms - FORSAKEN_MS}
+    due = db.execute(_DUE, parameters).fetchall()
+    paused = ((load(db, invocation_id), read_at_ms) for invocation_id, read_at_ms in due)
+    return [
+        Paused(record, load_input(db, record.invocation_id), read_at_ms)
+        for record, read_at_ms in paused
+        if record is not None
+    ]
 
 
 def postpone(db: sqlite3.Connection, invocation_id: str, attempt: int, look_at_ms: int) -> None:

@@ -179,7 +179,7 @@ def purge_invocations(db: sqlite3.Connection, finished_before_ms: int) -> int:
 
 
 def purge_expired(db: sqlite3.Connection, now_ms: int) -> int:
-    """Delete some buckets, months and leases that nothing reads any more; returns how many.
+    """Delete some buckets, months, leases and denials that nothing reads any more; returns how many.
 
     An invocation whose owner has no lease counts as one whose owner's lease has expired.
     """
@@ -190,4 +190,5 @@ def purge_expired(db: sqlite3.Connection, now_ms: int) -> int:
         (BUCKET_PREFIX, bucket, MONTH_PREFIX, month, _PURGE_ROWS),
     ).rowcount
     leases = db.execute("DELETE FROM leases WHERE expires_at_ms <= ?", (now_ms,)).rowcount
-    return periods + leases
+    denials = db.execute("DELETE FROM denials WHERE until_ms <= ?", (now_ms,)).rowcount
+    return periods + leases + denials

@@ -14,6 +14,7 @@ migration, never by editing one.
     usage                          per principal: 10-minute buckets and months, keyed as in DynamoDB
     reservations                   open holds
     usage_records                  the ledger: append-only, outlives its invocations
+    denials, limit_overrides       what operators have decided about principals
 
 Sources: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#pragma_synchronous (FULL: what is
 committed survives a loss of power), https://www.sqlite.org/stricttables.html,
@@ -189,8 +190,25 @@ _VERSION_3: Final = (
     """,
     "CREATE INDEX invocations_paused ON invocations (look_at_ms) WHERE state = 'paused'",
 )
+_VERSION_4: Final = (
+    """
+    CREATE TABLE denials (
+        subject  TEXT NOT NULL PRIMARY KEY,
+        since_ms INTEGER NOT NULL,
+        until_ms INTEGER  -- NULL: until it is allowed again
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE limit_overrides (
+        sub   TEXT NOT NULL,
+        name  TEXT NOT NULL,
+        value INTEGER NOT NULL,
+        PRIMARY KEY (sub, name)
+    ) STRICT, WITHOUT ROWID
+    """,
+)
 Migrations = Sequence[Sequence[str]]
-MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2, _VERSION_3)
+MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 
 def open_database(

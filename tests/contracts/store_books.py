@@ -1,290 +1,326 @@
 """What the store's port promises, in the plainest way: dicts and sums, no transactions, no SQL, no indexes.
 
-`test_store_model` makes every decision here and in a store. A decision returns what the port says it does:
-the code of a refusal, or `fenced`, or None.
+`test_store_model` makes every decision here and in a store, and `store_audit` compares what they have come
+to. A decision returns what the port says it does: its result, the code of a refusal, or `fenced`. Each may be
+made again, as by a caller that got no answer.
+
+Processes' clocks differ: `at_ms` is that of the one that decides, and `view_ms` the time that counts for its
+quotas and holds, which may be as late as any process has been: what has aged out for one may be gone for all.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from service.config import Limits
 from service.events import EventId
-from service.invocations import Attempt, AttemptEnd, State, Usage
+from service.invocations import AttemptEnd, State, Usage
 from service.stores import ORPHAN_AGE_S, RESERVATION_GRACE_MS, Turn
-from tests.contracts.store_cases import DAY_MS, HOUR_MS, MINUTE_MS, NOW
+from tests.contracts.store_cases import DAY_MS, HOUR_MS, MINUTE_MS, NOW, settlement
+from tests.contracts.store_jobs import NOBODY, Call, Held, Job, Line, Ran, Wait
 
 LIMITS: Final = Limits(
     daily_tokens=1_000, monthly_tokens=1_600, concurrent_invocations=3, invocation_tokens=700
 )
+MODEL: Final = settlement().model
 BUCKET_MS: Final = 10 * MINUTE_MS
 NOVEMBER_ENDS_MS: Final = NOW + 9 * DAY_MS + 7 * HOUR_MS + 20 * MINUTE_MS
-HELD_UNTIL_MS: Final = NOW + 40 * DAY_MS
-"""Longer than any test goes on; only the holds of resumed calls lapse."""
 
 
-@dataclass
-class Ran:
-    """One attempt: how much it has stored, and what it was granted of that."""
+class Charge(NamedTuple):
+    """What was counted."""
 
-    started_at_ms: int
-    stored: int = 0
-    granted: int | None = None
-    end: AttemptEnd | None = None
+    sub: str
+    at_ms: int
+    usage: Usage
 
 
-@dataclass
-class Wait:
-    """A pause."""
+class Taken(NamedTuple):
+    """Who took an idempotency key."""
 
-    turn: int
-    tokens: int
-    paused_at_ms: int
-    resumes_at_ms: int
-    look_at_ms: int
+    body: str
+    name: str
+    until_ms: int
 
 
-@dataclass
-class Job:
-    """An invocation; `owner` is '' while nobody runs it."""
+class Submission(NamedTuple):
+    """What is submitted."""
 
     number: int
     sub: str
-    owner: str
-    created_at_ms: int
-    attempts: list[Ran]
-    turn: int = 1
-    state: State = State.RUNNING
-    deadline_at_ms: int = NOW + HOUR_MS
-    usage: Usage = Usage()
-    holds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    settled: set[tuple[int, int]] = field(default_factory=set)
-    turns: dict[int, EventId] = field(default_factory=dict)
-    cancel_at_ms: int | None = None
-    wait: Wait | None = None
-
-    @property
-    def name(self) -> str:
-        return f"inv_{self.number}"
-
-    @property
-    def attempt(self) -> int:
-        return len(self.attempts)
-
-    @property
-    def current(self) -> Ran:
-        return self.attempts[-1]
-
-    @property
-    def writes(self) -> bool:
-        return self.state is State.RUNNING and self.owner != ""
-
-    def record(self) -> tuple[object, ...]:
-        """Return what the record shows of it."""
-        attempts = tuple(
-            Attempt(
-                number,
-                ran.started_at_ms,
-                None if ran.granted is None else EventId(number, ran.granted),
-                ran.end,
-            )
-            for number, ran in enumerate(self.attempts, 1)
-        )
-        wait = (None, None) if self.wait is None else (self.wait.paused_at_ms, self.wait.resumes_at_ms)
-        return self.state, attempts, self.usage, self.deadline_at_ms, self.cancel_at_ms, *wait
-
-    def log(self) -> list[EventId]:
-        """Return the ids of the events that readers get."""
-        return [
-            EventId(number, seq)
-            for number, ran in enumerate(self.attempts, 1)
-            for seq in range(1, 1 + (ran.stored if ran.granted is None else ran.granted))
-        ]
-
-    def left(self) -> tuple[Turn, ...]:
-        """Return the turns that the next attempt gets."""
-        return tuple(Turn(number, b"%d.%d" % place, place) for number, place in sorted(self.turns.items()))
+    tokens: int
+    held_for_ms: int
+    key: str | None = None
+    body: str = ""
 
 
+@dataclass
 class Books:
-    """All invocations, and what was counted."""
+    """All invocations, and what was counted.
 
-    def __init__(self) -> None:
-        self.now_ms = NOW
-        self.jobs: list[Job] = []
-        self.counted: list[tuple[str, int, int]] = []  # sub, when, tokens
+    `lapsed_count`: holds that have lapsed count against their invocation's budget; a store may do either.
+    """
+
+    at_ms: int = NOW
+    view_ms: int = NOW
+    lapsed_count: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
+    counted: list[Charge] = field(default_factory=list)
+    keys: dict[str, Taken] = field(default_factory=dict)
+    leases: dict[str, int] = field(default_factory=dict)
 
     # ------------------------------------------------------------ what an account shows
 
     def day(self, sub: str) -> int:
         return sum(
-            tokens
-            for owner, at_ms, tokens in self.counted
-            if owner == sub and at_ms // BUCKET_MS * BUCKET_MS + BUCKET_MS + DAY_MS > self.now_ms
+            charge.usage.counted_tokens
+            for charge in self.counted
+            if charge.sub == sub and bucket_ms(charge.at_ms) + BUCKET_MS + DAY_MS > self.view_ms
         )
 
     def month(self, sub: str) -> int:
         return sum(
-            tokens
-            for owner, at_ms, tokens in self.counted
-            if owner == sub and (at_ms < NOVEMBER_ENDS_MS) == (self.now_ms < NOVEMBER_ENDS_MS)
+            charge.usage.counted_tokens
+            for charge in self.counted
+            if charge.sub == sub and in_november(charge.at_ms) == in_november(self.view_ms)
         )
 
     def reserved(self, sub: str) -> int:
-        return sum(self._held(job) for job in self.jobs if job.sub == sub)
+        return sum(self._held(job) for job in self.jobs.values() if job.sub == sub)
 
     def running(self, sub: str) -> int:
-        return sum(job.sub == sub and job.state is State.RUNNING for job in self.jobs)
+        return sum(job.sub == sub and job.state is State.RUNNING for job in self.jobs.values())
 
-    def account(self, sub: str) -> tuple[int, ...]:
-        return self.day(sub), self.month(sub), self.reserved(sub), self.running(sub)
+    def room(self, sub: str) -> int:
+        """Return the largest hold that fits."""
+        day, month = LIMITS.daily_tokens - self.day(sub), LIMITS.monthly_tokens - self.month(sub)
+        return min(day, month) - self.reserved(sub)
+
+    def edges(self) -> list[int]:
+        """Return when buckets leave the daily window, and when holds lapse."""
+        ages_out = {bucket_ms(charge.at_ms) + BUCKET_MS + DAY_MS for charge in self.counted}
+        lapses = {held.until_ms for job in self.jobs.values() for held in job.holds.values()}
+        return sorted(ages_out | lapses)
+
+    def resets(self, sub: str) -> tuple[int, int]:
+        """Return when each window falls next."""
+        buckets = [
+            bucket_ms(charge.at_ms)
+            for charge in self.counted
+            if charge.sub == sub and charge.usage.counted_tokens
+        ]
+        ages_out = [begin_ms + BUCKET_MS + DAY_MS for begin_ms in buckets]
+        day_ms = min((at_ms for at_ms in ages_out if at_ms > self.view_ms), default=self.view_ms)
+        return day_ms, NOVEMBER_ENDS_MS + (0 if in_november(self.view_ms) else 31 * DAY_MS)
+
+    def holds(self, until_ms: int) -> dict[Call, int]:
+        """Return the holds that have not lapsed by then."""
+        return {
+            (job.name, *place): held.tokens
+            for job in self.jobs.values()
+            for place, held in job.holds.items()
+            if held.until_ms > until_ms
+        }
+
+    def ledger(self) -> dict[Call, Line]:
+        return {(job.name, *place): line for job in self.jobs.values() for place, line in job.ledger.items()}
+
+    # ------------------------------------------------------------ what polls find
 
     def due(self) -> list[str]:
         """Return which paused ones are to be looked at, in order."""
         waiting = [
             (0 if job.cancel_at_ms is not None else job.wait.look_at_ms, job.name)
-            for job in self.jobs
+            for job in self.jobs.values()
             if job.wait is not None
         ]
-        return [name for look_at_ms, name in sorted(waiting) if look_at_ms <= self.now_ms]
+        return [name for look_at_ms, name in sorted(waiting) if look_at_ms <= self.at_ms]
 
     def owned(self, owner: str) -> dict[str, int]:
-        return {job.name: job.attempt for job in self.jobs if job.writes and job.owner == owner}
+        return {job.name: job.attempt for job in self._run_by(owner)}
 
-    def to_cancel(self, owner: str) -> set[str]:
-        return {
-            job.name
-            for job in self.jobs
-            if job.writes and job.owner == owner and job.cancel_at_ms is not None
-        }
+    def to_cancel(self, owner: str) -> frozenset[str]:
+        return frozenset(job.name for job in self._run_by(owner) if job.cancel_at_ms is not None)
 
-    # ------------------------------------------------------------ decisions
+    def claimable(self, owner: str, *, runs_nothing: bool) -> list[Job]:
+        """Return what nobody runs, or whoever did is gone."""
+        orphaned_ms = self.at_ms - ORPHAN_AGE_S * 1000 if runs_nothing else -1
+        running = [job for job in self.jobs.values() if job.state is State.RUNNING]
+        own = [job for job in running if job.owner == owner and job.current.started_at_ms <= orphaned_ms]
+        gone = [job for job in running if job.owner != owner and self.leases.get(job.owner, 0) <= self.at_ms]
+        return own + gone
 
-    def submit(self, sub: str, owner: str, tokens: int) -> str | None:
-        refused = self._refusal(sub, tokens, used=0)
-        if refused is None:
-            job = Job(len(self.jobs), sub, owner, self.now_ms, [Ran(self.now_ms)])
-            job.holds[1, 1] = tokens, HELD_UNTIL_MS
-            self.jobs.append(job)
-        return refused
+    def _run_by(self, owner: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job.admits(job.attempt) and job.owner == owner]
 
-    def reserve(self, job: Job, turn: int, tokens: int) -> str | None:
-        if not job.writes:
+    # ------------------------------------------------------------ admission, turns, endings
+
+    def submit(self, wanted: Submission, owner: str, limits: Limits = LIMITS) -> str:
+        if wanted.number in self.jobs:
+            return self.jobs[wanted.number].name
+        taken = self.keys.get(wanted.key or "")
+        if taken is not None and taken.until_ms > self.at_ms:
+            return taken.name if taken.body == wanted.body else "idempotency-mismatch"
+        refused = self._refusal(wanted.sub, wanted.tokens, limits)
+        if refused is not None:
+            return refused
+        deadline_ms = self.at_ms + HOUR_MS
+        job = Job(wanted.number, wanted.sub, owner, self.at_ms, deadline_ms, [Ran(self.at_ms)])
+        job.holds[1, 1] = Held(wanted.tokens, self.at_ms + wanted.held_for_ms)
+        self.jobs[job.number] = job
+        if wanted.key is not None:
+            self.keys[wanted.key] = Taken(wanted.body, job.name, self.at_ms + DAY_MS)
+        return job.name
+
+    def reserve(self, number: int, attempt: int, turn: int, held: Held) -> str | None:
+        job = self.jobs[number]
+        if not job.admits(attempt):
             return "fenced"
-        if job.usage.counted_tokens + self._held(job) + tokens > LIMITS.invocation_tokens:
+        if (attempt, turn) in job.holds:
+            return None
+        holds = (
+            each.tokens for each in job.holds.values() if self.lapsed_count or each.until_ms > self.view_ms
+        )
+        if job.usage.counted_tokens + sum(holds) + held.tokens > LIMITS.invocation_tokens:
             return "budget-exceeded"
-        if not self._fits(job.sub, tokens):
+        if not self._fits(job.sub, held.tokens):
             return "quota-exceeded"
         job.turn = turn
-        job.holds[job.attempt, turn] = tokens, HELD_UNTIL_MS
+        job.holds[attempt, turn] = held
         return None
 
-    def settle(self, job: Job, attempt: int, turn: int, usage: Usage, *, charged: bool = True) -> bool:
-        job.holds.pop((attempt, turn), None)
-        if (attempt, turn) in job.settled:
-            return False
-        job.settled.add((attempt, turn))
-        if charged and attempt == job.attempt:
-            job.usage = job.usage.plus(usage)
-            self.counted.append((job.sub, self.now_ms, usage.counted_tokens))
-        return True
+    def settle(self, number: int, attempt: int, turn: int, usage: Usage) -> bool:
+        return self._settle(self.jobs[number], attempt, turn, usage)
 
-    def write(self, job: Job, events: int, turn: int | None = None) -> str | None:
-        """Store events of the current attempt, and what a turn has added by the last of them."""
-        if not job.writes:
+    def settle_turn(self, number: int, boundary: EventId, turn: int, usage: Usage) -> bool | str:
+        settled = self.settle(number, boundary.attempt, turn, usage)
+        return self.write(number, boundary, turn) or settled
+
+    def write(self, number: int, last: EventId, turn: int | None = None) -> str | None:
+        """Store events up to `last`, and what a turn has added by then."""
+        job = self.jobs[number]
+        if not job.admits(last.attempt):
             return "fenced"
-        job.current.stored += events
+        job.current.wrote = job.current.stored = max(job.current.stored, last.seq)
         if turn is not None:
-            job.turns[turn] = EventId(job.attempt, job.current.stored)
+            job.turns[turn] = max(last, job.turns.get(turn, last))
         return None
 
-    def finish(self, job: Job, usage: Usage | None) -> str | None:
+    def finish(self, number: int, last: EventId, turn: int, usage: Usage | None) -> str | None:
+        job = self.jobs[number]
         if job.state.is_terminal:
-            return None
-        if self.write(job, 1) == "fenced":
+            return None if EventId(job.attempt, job.current.granted or 0) == last else "fenced"
+        if self.write(number, last) == "fenced":
             return "fenced"
         if usage is not None:
-            self.settle(job, job.attempt, job.turn, usage)
+            self._settle(job, last.attempt, turn, usage)
         self._close(job, job.current.stored, AttemptEnd.FINISHED, charged=True)
-        job.state = State.COMPLETED
+        job.state, job.owner, job.finished_at_ms = State.COMPLETED, NOBODY, self.at_ms
         return None
 
-    def hand_over(self, job: Job, usage: Usage) -> str | None:
-        if not job.writes:
-            return None if job.current.end is AttemptEnd.HANDED_OVER else "fenced"
-        self.settle(job, job.attempt, job.turn, usage, charged=False)
-        job.owner, job.current.end = "", AttemptEnd.HANDED_OVER
+    # ------------------------------------------------------------ hand-over, takeover, pauses, cancellation
+
+    def renew(self, owner: str, until_ms: int) -> None:
+        self.leases[owner] = until_ms
+
+    def hand_over(self, number: int, attempt: int, turn: int, usage: Usage) -> str | None:
+        job = self.jobs[number]
+        if not job.admits(attempt):
+            return None if job.attempts[attempt - 1].end is AttemptEnd.HANDED_OVER else "fenced"
+        self._settle(job, attempt, turn, usage, charged=False)
+        job.owner, job.current.end = NOBODY, AttemptEnd.HANDED_OVER
         return None
 
-    def pause(self, job: Job, tokens: int, resumes_at_ms: int) -> str | None:
-        if self.write(job, 1) == "fenced":
-            return "fenced"
+    def take_over(self, owner: str, numbers: tuple[int, ...]) -> list[tuple[str, tuple[Turn, ...]]]:
+        for job in (self.jobs[number] for number in numbers):
+            if job.attempt == 1 and not job.current.stored:
+                job.current.stored = 1
+            self._close(job, job.grant(), AttemptEnd.LOST, charged=False)
+            self._begin_next(job, owner)
+        return sorted((self.jobs[number].name, self.jobs[number].left()) for number in numbers)
+
+    def pause(self, number: int, last: EventId, turn: int, tokens: int, resumes_at_ms: int) -> str | None:
+        job = self.jobs[number]
+        if self.write(number, last) == "fenced":
+            was = job.attempts[last.attempt - 1]
+            return None if (was.end, was.granted) == (AttemptEnd.PAUSED, last.seq) else "fenced"
         self._close(job, job.current.stored, AttemptEnd.PAUSED, charged=True)
-        job.wait = Wait(job.turn + 1, tokens, self.now_ms, resumes_at_ms, resumes_at_ms)
-        job.state, job.owner = State.PAUSED, ""
+        job.wait = Wait(turn, tokens, self.at_ms, resumes_at_ms, resumes_at_ms)
+        job.state, job.owner = State.PAUSED, NOBODY
         return None
 
-    def postpone(self, job: Job, look_at_ms: int) -> None:
-        if job.wait is not None:
+    def postpone(self, number: int, attempt: int, look_at_ms: int) -> None:
+        job = self.jobs[number]
+        if job.wait is not None and job.attempt == attempt:
             job.wait.look_at_ms = look_at_ms
 
-    def resume(self, job: Job, owner: str, *, limited: bool) -> str | None:
+    def resume(self, number: int, attempt: int, owner: str, *, limited: bool) -> tuple[Turn, ...] | str:
+        job = self.jobs[number]
         wait = job.wait
-        if wait is None:
+        if wait is None or job.attempt != attempt:
             return "fenced"
-        if limited and (refused := self._refusal(job.sub, wait.tokens, used=job.usage.counted_tokens)):
+        used = job.usage.counted_tokens
+        if limited and (refused := self._refusal(job.sub, wait.tokens, LIMITS, used=used)):
             return refused
-        job.deadline_at_ms += self.now_ms - wait.paused_at_ms
+        job.deadline_at_ms += max(0, self.at_ms - wait.paused_at_ms)
         self._begin_next(job, owner)
         job.state, job.wait = State.RUNNING, None
         if limited:
             job.turn = wait.turn
-            job.holds[job.attempt, wait.turn] = wait.tokens, job.deadline_at_ms + RESERVATION_GRACE_MS
-        return None
+            until_ms = job.deadline_at_ms + RESERVATION_GRACE_MS
+            job.holds[job.attempt, wait.turn] = Held(wait.tokens, until_ms)
+        return job.left()
 
-    def request_cancel(self, job: Job) -> None:
+    def request_cancel(self, number: int) -> int | None:
+        """Return since when its end is asked for; None: it has ended."""
+        job = self.jobs[number]
         if not job.state.is_terminal and job.cancel_at_ms is None:
-            job.cancel_at_ms = self.now_ms
-
-    def take_over(self, owner: str, limit: int, *, runs_nothing: bool) -> list[Job]:
-        """Let all owners but this one be dead."""
-        orphaned_ms = self.now_ms - ORPHAN_AGE_S * 1000 if runs_nothing else -1
-        left = [
-            job
-            for job in self.jobs
-            if job.state is State.RUNNING and (job.owner != owner or job.current.started_at_ms <= orphaned_ms)
-        ]
-        claimed = sorted(left, key=lambda job: (job.created_at_ms, job.name))[:limit]
-        for job in claimed:
-            if job.attempt == 1 and not job.current.stored:
-                job.current.stored = 1
-            boundary = max(job.turns.values(), default=EventId(0, 0))
-            last = boundary.seq if boundary.attempt == job.attempt else min(1, job.current.stored)
-            self._close(job, last, AttemptEnd.LOST, charged=False)
-            self._begin_next(job, owner)
-        return claimed
+            job.cancel_at_ms = self.at_ms
+        return job.cancel_at_ms
 
     # ------------------------------------------------------------ their parts
 
-    def _refusal(self, sub: str, tokens: int, *, used: int) -> str | None:
-        if used + tokens > LIMITS.invocation_tokens:
+    def _refusal(self, sub: str, tokens: int, limits: Limits, *, used: int = 0) -> str | None:
+        if used + tokens > limits.invocation_tokens:
             return "budget-exceeded"
-        if self.running(sub) >= LIMITS.concurrent_invocations:
+        if self.running(sub) >= limits.concurrent_invocations:
             return "concurrency-exceeded"
         return None if self._fits(sub, tokens) else "quota-exceeded"
 
     def _fits(self, sub: str, tokens: int) -> bool:
-        held = self.reserved(sub) + tokens
-        return self.day(sub) + held <= LIMITS.daily_tokens and self.month(sub) + held <= LIMITS.monthly_tokens
+        return tokens <= self.room(sub)
 
     def _held(self, job: Job) -> int:
-        return sum(tokens for tokens, until_ms in job.holds.values() if until_ms > self.now_ms)
+        return sum(held.tokens for held in job.holds.values() if held.until_ms > self.view_ms)
+
+    def _settle(
+        self, job: Job, attempt: int, turn: int, usage: Usage, *, model: str = MODEL, charged: bool = True
+    ) -> bool:
+        job.holds.pop((attempt, turn), None)
+        if (attempt, turn) in job.ledger:
+            return False
+        charged = charged and attempt == job.attempt
+        job.ledger[attempt, turn] = Line(usage, charged, model)
+        if charged:
+            job.usage = job.usage.plus(usage)
+            self.counted.append(Charge(job.sub, self.at_ms, usage))
+        return True
 
     def _close(self, job: Job, granted: int, end: AttemptEnd, *, charged: bool) -> None:
-        for (attempt, turn), (tokens, _) in list(job.holds.items()):
-            self.settle(job, attempt, turn, Usage(tokens, estimated=True), charged=charged)
+        for (attempt, turn), held in list(job.holds.items()):
+            usage = Usage(held.tokens, estimated=True)
+            self._settle(job, attempt, turn, usage, model="", charged=charged)
         job.current.granted = granted
         job.current.end = job.current.end or end
 
     def _begin_next(self, job: Job, owner: str) -> None:
-        job.attempts.append(Ran(self.now_ms))
+        job.attempts.append(Ran(self.at_ms))
         job.turn, job.owner = 0, owner
+
+
+def bucket_ms(at_ms: int) -> int:
+    """Return when the bucket of a moment begins."""
+    return at_ms // BUCKET_MS * BUCKET_MS
+
+
+def in_november(at_ms: int) -> bool:
+    return at_ms < NOVEMBER_ENDS_MS

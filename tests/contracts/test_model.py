@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pytest
@@ -193,6 +193,25 @@ async def test_one_call_after_another_gets_its_own_answer(playing: Playing) -> N
         await upstream.model.converse(REQUEST, second)
 
     assert (first.frames, second.frames) == (HELLO, [START, STOP])
+
+
+@pytest.mark.promise("lapsed-lease-spends-nothing")
+async def test_nothing_is_sent_that_may_not_be_sent_any_more_until_it_may_again(playing: Playing) -> None:
+    receiver, asked = Receiver(), list[str]()
+    may = iter([False, False, True])
+
+    async def before_try() -> None:
+        asked.append("before")
+
+    def may_send() -> bool:
+        asked.append("send?")
+        return next(may)
+
+    async with playing([HELLO]) as upstream:
+        request = replace(REQUEST, before_try=before_try, may_send=may_send)
+        await upstream.model.converse(request, receiver)
+
+    assert (asked, receiver.frames) == (["before", "send?"] * 3, HELLO)
 
 
 @pytest.mark.promise("truncation-is-failure")

@@ -73,6 +73,7 @@ async def seen(store: Store) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("end", ENDS)
 async def test_nothing_is_written_by_an_attempt_that_does_not_run_any_more(
@@ -91,6 +92,7 @@ async def test_nothing_is_written_by_an_attempt_that_does_not_run_any_more(
     assert await seen(store) == before
 
 
+@pytest.mark.promise("killed-process-goes-on", "settle-exactly-once")
 @pytest.mark.parametrize("settler", SETTLERS)
 @pytest.mark.parametrize("end", ENDS)
 async def test_what_it_spent_is_settled_and_charged_only_if_no_other_attempt_has_begun(
@@ -155,6 +157,7 @@ async def test_an_attempt_that_has_not_begun_writes_nothing_either(store: Store)
     assert await seen(store) == before
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 async def test_events_of_another_attempt_than_the_one_that_writes_are_refused_with_all_that_comes_along(
     store: Store,
 ) -> None:

@@ -221,6 +221,7 @@ async def test_the_hold_of_a_resumed_call_lapses_a_grace_after_the_moved_deadlin
     assert [account.reserved_tokens for account in held] == [200, 0]
 
 
+@pytest.mark.promise("pauses-at-quota")
 async def test_the_held_call_is_settled_and_charged_like_any_other(store: Store) -> None:
     await paused(store)
     await store.resume("inv_1", 1, "owner-2", NOW + HOUR_MS, limits=ROOMY)
@@ -257,6 +258,7 @@ async def test_a_paused_invocation_is_taken_over_to_be_ended_whether_there_is_ro
     assert (ended.state, ended.usage) == (State.CANCELLED, Usage(30, 20, 5, 10))
 
 
+@pytest.mark.promise("pauses-at-quota")
 @pytest.mark.parametrize(
     ("limits", "refusal"),
     [
@@ -385,6 +387,7 @@ async def test_an_invocation_can_pause_more_than_once(store: Store) -> None:
     assert (await store.account("user-1", PAUSED_AT + 5 * HOUR_MS)).reserved_tokens == 50
 
 
+@pytest.mark.promise("attempts-limit", "pauses-at-quota")
 async def test_a_resumed_attempt_that_dies_is_taken_over_from_where_it_paused(store: Store) -> None:
     await paused(store)
     await store.resume("inv_1", 1, "owner-2", PAUSED_AT, limits=ROOMY)

@@ -162,3 +162,15 @@ async def test_readers_of_a_paused_invocation_count_when_it_goes_on(store: Store
     assert while_paused == frozenset()
     assert await store.unread("owner-2", NOW + HOUR_MS - 1) == frozenset()
     assert await store.unread("owner-2", NOW + HOUR_MS) == {"inv_1"}
+
+
+async def test_whoever_looks_at_a_paused_invocation_sees_when_it_was_read_last(store: Store) -> None:
+    for number in (1, 2, 3):
+        await store.create_invocation(new(number), ROOMY, NOW)
+        await store.note_read([] if number == 3 else [f"inv_{number}"], NOW + 5)
+        await store.pause(pausing(number), NOW + 10)
+
+    await store.note_read(["inv_2"], NOW + 20)
+
+    paused = await store.list_paused(NOW + HOUR_MS, limit=3)
+    assert [one.read_at_ms for one in paused] == [NOW + 5, NOW + 20, None]

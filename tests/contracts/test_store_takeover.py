@@ -93,6 +93,7 @@ async def test_an_expired_owners_invocation_is_claimed_with_all_that_a_takeover_
     assert (taken.state, taken.updated_at_ms, taken.usage) == (State.RUNNING, NOW + 30_000, Usage(10, 5))
 
 
+@pytest.mark.promise("killed-process-goes-on", "settle-exactly-once")
 async def test_what_a_dead_attempt_holds_is_settled_at_its_full_size_and_not_charged(store: Store) -> None:
     await store.create_invocation(new(tokens=100), LIMITS, NOW)
     await store.settle(settlement(1, 1, Usage(10, 5)), NOW)
@@ -108,6 +109,7 @@ async def test_what_a_dead_attempt_holds_is_settled_at_its_full_size_and_not_cha
     assert late == [False, False]
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 @pytest.mark.parametrize("stored", [1, 5])
 async def test_without_a_turn_the_dead_attempt_is_granted_its_first_event(store: Store, stored: int) -> None:
     await store.create_invocation(new(), LIMITS, NOW)
@@ -168,6 +170,7 @@ async def test_a_second_takeover_grants_the_turns_of_its_own_attempt_only(store:
     assert claimed.turns == (turn(1, b"[1]", 1, 2),)
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 async def test_a_turn_that_a_later_attempt_completed_is_granted_to_that_one_too(store: Store) -> None:
     await store.create_invocation(new(), LIMITS, NOW)
     half = settlement(messages=b"[1]", boundary=EventId(1, 3))

@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from service.attempt import LONGEST_POSTPONEMENT_S
 from service.config import ServiceConfig
 from service.events import START
 from service.follow import Follow
 from service.presence import Presence
 from service.stores.sqlite import SqliteStore
+from service.takeover import LONGEST_LOOK_S
 from service.wire import SSE
 from tests.clock import ManualClock
 from tests.fakes import Step, start, stop, text
 from tests.harness import serving
 from tests.sse import kinds_of
 from tests.stories import Story
+from tests.unit.test_pause import JOB, TIGHT, costly_turn
 
 ABANDON_S = 40.0
 FRUGAL = """
@@ -27,6 +30,7 @@ on_disconnect = "cancel"
 [service]
 abandon_s = 40
 """
+PATIENT = TIGHT + FRUGAL.replace('cancel"', 'cancel"\ntools = ["tests.unit.test_converse:multiply"]')
 PATH = "/runtimes/frugal/invocations"
 
 
@@ -87,6 +91,44 @@ async def test_a_job_that_is_read_in_another_process_goes_on(clock: ManualClock,
     assert kinds_of(following.body)[-1] == "invocationCompleted"
 
 
+@pytest.mark.promise("abandoned-job-cancelled", "pauses-at-quota")
+async def test_a_paused_job_is_cancelled_too_once_nobody_has_read_it_for_long_enough(
+    clock: ManualClock,
+) -> None:
+    async with serving(clock, costly_turn(9500), catalog=PATIENT) as served:
+        async with served.post(JOB, PATH) as exchange:
+            await clock.advance(5)
+        location = exchange.headers["location"]
+        async with served.follow(location):
+            await clock.advance(3 * LONGEST_POSTPONEMENT_S)
+            read = (await served.get(location)).json()
+        await clock.advance(ABANDON_S - 2)
+        waiting = (await served.get(location)).json()
+        await clock.advance(LONGEST_POSTPONEMENT_S + LONGEST_LOOK_S)
+        record = (await served.get(location)).json()
+
+    assert (read["state"], waiting["state"], record["state"]) == ("paused", "paused", "cancelled")
+    assert record["terminalEvent"]["invocationCancelled"]["reason"] == "abandoned"
+    assert len(served.model.requests) == 1
+
+
+@pytest.mark.promise("abandoned-job-cancelled")
+async def test_a_paused_job_whose_readers_could_not_be_noted_waits_on(clock: ManualClock) -> None:
+    async with serving(clock, costly_turn(9500), catalog=PATIENT) as served:
+        async with served.post(JOB, PATH) as exchange:
+            await clock.advance(5)
+        async with served.follow(exchange.headers["location"]) as following:
+            await clock.advance(5)
+            served.store.down = True
+            await clock.advance(3 * LONGEST_POSTPONEMENT_S)
+            served.store.down = False
+            await clock.advance(3 * LONGEST_POSTPONEMENT_S)
+            record = (await served.get(exchange.headers["location"])).json()
+
+    assert (record["state"], b"invocationCancelled" in following.body) == ("paused", False)
+
+
+@pytest.mark.promise("leaving-readers-leave-nothing", "abandoned-job-cancelled")
 async def test_only_readers_of_runtimes_that_cancel_are_watched(clock: ManualClock) -> None:
     async with SqliteStore.open(":memory:") as store:
         story = Story(store, clock.now_ms)

@@ -60,6 +60,7 @@ async def test_usage_is_summed_over_invocations_and_windows_move_on(clock: Manua
     async with serving(clock, answer("Yes.", input_tokens=100, output_tokens=11)) as served:
         await served.submit()
         clock.pass_time(24 * 3600)
+        await clock.advance(0)  # the lease is renewed
         await served.submit(authorization=fresh_token(clock))
         usage = (await served.get("/usage", authorization=fresh_token(clock))).json()
         clock.pass_time(600)

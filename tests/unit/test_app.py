@@ -22,7 +22,7 @@ from service.app import (
     open_store,
     open_upstream,
 )
-from service.config import Catalog, ConfigError, Limits, Settings
+from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings
 from service.errors import IssuerUnavailable
 from service.stores import Store
 from tests.asgi import lifespan
@@ -120,7 +120,7 @@ async def test_a_fault_that_opening_shows_fails_the_start_and_is_handed_on(is_ha
     async def open_jwks() -> AsyncIterator[Fetch]:
         yield lambda _: ScriptedIssuer().fetch_jwks()
 
-    def fails(_: str) -> AbstractAsyncContextManager[Store]:
+    def fails(_: str, __: ServiceConfig) -> AbstractAsyncContextManager[Store]:
         raise ConfigError(["the store's file is from a newer version"])
 
     adapters = Adapters(open_store=fails, open_jwks=open_jwks)

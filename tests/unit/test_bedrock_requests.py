@@ -1,5 +1,6 @@
-"""The request to Bedrock is the one that botocore alone would send, signed as it arrives."""
+"""The request to Bedrock: the one that botocore alone would send, signed as it arrives; sent if it may be."""
 
+import asyncio
 import base64
 import json
 from dataclasses import replace
@@ -15,7 +16,8 @@ from service.errors import (
     UpstreamRejected,
 )
 from service.models import ModelRequest
-from tests.bedrock import OK, PROMPT, REQUEST, bedrock
+from service.models.bedrock import Pacing
+from tests.bedrock import OK, PROMPT, REQUEST, bedrock, in_turn, refusal
 from tests.scripted_http import (
     Received,
     replies,
@@ -174,3 +176,58 @@ async def test_a_shape_that_botocore_does_not_know_is_refused(monkeypatch: pytes
             )
 
     assert (caught.value.billed, server.requests) == (False, [])
+
+
+# When it is sent.
+
+
+@pytest.mark.promise("lapsed-lease-spends-nothing")
+async def test_before_a_retry_pauses_its_caller_knows_that_what_was_tried_has_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened: list[str] = []
+
+    async def before_try() -> None:
+        happened.append("before")
+
+    async def sleep(_: float) -> None:
+        happened.append("pause")
+
+    def may_send() -> bool:
+        happened.append("send")
+        return True
+
+    pacing = Pacing(sleep=sleep, random=lambda: 0.5, now_s=lambda: 0.0)
+    request = replace(REQUEST, before_try=before_try, may_send=may_send)
+    async with bedrock(in_turn(refusal(429), OK), monkeypatch, pacing=pacing) as (model, _):
+        await model.converse(request, lambda _: None)
+
+    assert happened == ["before", "send", "before", "pause", "send"]
+
+
+@pytest.mark.promise("lapsed-lease-spends-nothing")
+async def test_a_connection_that_takes_longer_than_the_lease_carries_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, waited = True, list[bool]()
+
+    async def before_try() -> None:
+        nonlocal held
+        waited.append(held)
+        held = True
+
+    async with bedrock(in_turn(OK), monkeypatch) as (model, server):
+        loop = asyncio.get_running_loop()
+        connect = loop.create_connection
+
+        async def slowly(*args: Any, **options: Any) -> Any:
+            nonlocal held
+            connected = await connect(*args, **options)
+            held = len(waited) > 1  # the first one takes too long
+            return connected
+
+        monkeypatch.setattr(loop, "create_connection", slowly)
+        request = replace(REQUEST, before_try=before_try, may_send=lambda: held)
+        await model.converse(request, lambda _: None)
+
+    assert (waited, len(server.requests)) == ([True, False], 1)

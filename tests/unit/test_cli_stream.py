@@ -232,6 +232,18 @@ def test_it_gives_up_after_a_while_without_anything_new(
     assert terminal.waits_s == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 4.25]
 
 
+def test_to_be_asked_to_reconnect_is_no_trouble_that_uses_up_patience(terminal: CommandLine) -> None:
+    first = stream(STARTED, HEL, control("reconnect", after="1.2", reason="drain"), location=JOB)
+    second = stream(LO, control("reconnect", after="1.3", reason="drain"))
+    nothing_new = stream(CONNECTED, control("reconnect", after="1.3", reason="drain"))
+    with CliServer(first, second, nothing_new) as server:
+        terminal.use(server)
+        outcome = terminal.run("invoke", "writer", "Say hello", "--retry-for", "0")
+
+    assert (outcome.exit_code, terminal.waits_s) == (4, [0.25, 0.25])
+    assert "gave up after 0 s without anything new" in outcome.stderr
+
+
 def test_what_a_later_command_prints_belongs_right_after_what_was_shown(terminal: CommandLine) -> None:
     """Nothing was shown of what came after the cursor, so the cursor that is named has not moved."""
     gone = problem(401, "unauthenticated", "Who are you?", "Send a token.")

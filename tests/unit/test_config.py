@@ -68,6 +68,23 @@ def test_all_faults_of_the_environment_are_listed() -> None:
     ]
 
 
+def test_dynamodb_needs_the_names_of_both_tables() -> None:
+    dynamodb = {**ENVIRON, "HEADRACE_STORE": "dynamodb"}
+    names = {"HEADRACE_USAGE_TABLE": "usage", "HEADRACE_INVOCATIONS_TABLE": "invocations.v1"}
+
+    with pytest.raises(ConfigError) as wrong:
+        Settings.from_env(dynamodb | {"HEADRACE_INVOCATIONS_TABLE": "no spaces"})
+
+    assert wrong.value.faults == [
+        "HEADRACE_USAGE_TABLE is not set",
+        (
+            "HEADRACE_INVOCATIONS_TABLE must be a table's name (3 to 255 letters, digits, _ . or -),"
+            " not 'no spaces'"
+        ),
+    ]
+    assert Settings.from_env(dynamodb | names).store == "dynamodb:usage:invocations.v1"
+
+
 def test_the_catalog_of_this_repository_is_valid() -> None:
     catalog = Catalog.load(ROOT / "headrace.toml")
 
@@ -140,6 +157,10 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         (
             CATALOG + "[service]\nabandon_s = 0",
             "service.abandon_s must be a number from 0.1 to 3600, not 0",
+        ),
+        (
+            CATALOG + "[service]\nretention_s = 86_399",
+            "service.retention_s must be a number from 86400 to 1e+15, not 86399",
         ),
         (
             CATALOG + "[service]\npause_limit_s = 0",

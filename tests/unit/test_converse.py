@@ -37,6 +37,7 @@ class Recorder:
     frames: list[Frame] = field(default_factory=list)
     attempt: int = 1
     usage_grace_s: float = 0.0
+    may_act: bool = True
 
     def effects(self) -> Effects:
         async def reserve(turn: int, tokens: int) -> None:
@@ -59,6 +60,7 @@ class Recorder:
             emit=emit,
             deliver=self.frames.extend,
             enter=enter,
+            may_act=lambda: self.may_act,
             reserve=reserve,
             settle=settle,
             settle_at_end=lambda turn, usage: self.did.append(("settle_at_end", turn, usage)),
@@ -201,6 +203,7 @@ async def test_a_cancelled_call_is_settled_to_an_estimate(clock: ManualClock) ->
     assert recorder.did[-1][2].estimated
 
 
+@pytest.mark.promise("killed-process-goes-on")
 async def test_a_later_attempt_goes_on_after_the_completed_turns() -> None:
     done = ({"role": "assistant", "content": []}, {"role": "user", "content": [{"text": "result"}]})
     given = InvocationInput("inv_1", "agent", "user-1", (), None, GIVEN.messages, 100, turns=(done,))
@@ -232,6 +235,7 @@ async def count(arguments: dict[str, Any], call: ToolCall) -> str:
     return str(arguments)
 
 
+@pytest.mark.promise("tool-key-stable")
 async def test_a_later_attempt_runs_the_tools_of_a_settled_turn_again_without_asking_the_model() -> None:
     CALLS.clear()
     model, first = ScriptedModel(tool_call("count", '{"a":6,"b":7}'), answer("42")), Recorder()
@@ -254,6 +258,19 @@ async def test_a_later_attempt_runs_the_tools_of_a_settled_turn_again_without_as
     assert len(model.requests) == 1
 
 
+@pytest.mark.promise("truncation-is-failure")
+async def test_a_tool_call_whose_frames_are_no_json_is_the_upstreams_failure_and_is_paid_for() -> None:
+    broken = (b"contentBlockDelta", b'{"contentBlockIndex":0,"delta":{"toolUse":')
+    model = ScriptedModel([start(), [broken], stop("tool_use", input_tokens=12, output_tokens=2)])
+    recorder = Recorder()
+
+    with pytest.raises(UpstreamFailed, match="no JSON"):
+        await ConverseRuntime(CONFIG, model, TOOLS).run(GIVEN, recorder.effects())
+
+    assert recorder.did == [("enter", "model", 1), ("settle_at_end", 1, Usage(12, 2))]
+
+
+@pytest.mark.promise("no-tool-twice")
 async def test_a_tool_that_must_not_run_twice_is_not_run_again() -> None:
     model, recorder = ScriptedModel(answer("42")), Recorder(attempt=2)
 
@@ -264,12 +281,14 @@ async def test_a_tool_that_must_not_run_twice_is_not_run_again() -> None:
     assert (recorder.did, model.requests) == ([], [])
 
 
-async def test_a_tool_that_does_not_exist_may_be_asked_for_again() -> None:
+@pytest.mark.promise("no-tool-twice")
+async def test_a_tool_that_only_the_process_before_had_may_have_run_and_must_not_be_called_failed() -> None:
     model, recorder = ScriptedModel(answer("42")), Recorder(attempt=2)
 
-    await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(half_turn("guess")), recorder.effects())
+    with pytest.raises(OutcomeUnknown, match="transfer"):
+        await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(half_turn("transfer")), recorder.effects())
 
-    assert ("toolFinished", {"toolUseId": "tool-1", "name": "guess", "status": "error"}) in recorder.did
+    assert (recorder.did, model.requests) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 
 from local.account import Call
 from tests.e2e.drill.audit import audit
+from tests.e2e.drill.books import Books
 from tests.e2e.drill.clients import Reading, Wish
 from tests.e2e.drill.entries import Entry, Id, answer_of, reassemble
-from tests.e2e.drill.evidence import Books, Evidence
+from tests.e2e.drill.evidence import Evidence
 from tests.e2e.drill.faults import Deed
 from tests.e2e.drill.figures import line, report
 from tests.e2e.drill.jobs import Job
@@ -56,6 +57,9 @@ ANSWERED = [
 ]
 COMPLETED = entry("2.9", "invocationCompleted", usage={"inputTokens": 510, "outputTokens": 2})
 LOG = [*ASKED, *ANSWERED, COMPLETED]
+
+
+ACCOUNT = {"user_id": "ann", "committed_tokens": 512, "settled_tokens": 512, "running": 0}
 
 
 def usage_record(attempt: int, turn: int, **changed: Any) -> dict[str, Any]:
@@ -101,6 +105,7 @@ def tables() -> dict[str, list[dict[str, Any]]]:
         ],
         "reservations": [],
         "leases": [{"owner": "p1", "expires_at_ms": 0}],
+        "accounts": [ACCOUNT],
     }
 
 
@@ -243,6 +248,10 @@ BROKEN: Sequence[tuple[str, str, Doctor]] = [
     ("the bill", "ann has", rows("usage_records", RECORDS[0], RECORDS[1] | {"charged": 0})),
     ("the bill", "its row has (511, 2)", rows("invocations", ROW | {"input_tokens": 511})),
     ("the bill", "its terminal event says", terminal_usage(511)),
+    ("the accounts", "has (513, 512, 0)", rows("accounts", ACCOUNT | {"committed_tokens": 513})),
+    ("the accounts", "has (512, 512, 1)", rows("accounts", ACCOUNT | {"running": 1})),
+    ("the accounts", "ann has no account", rows("accounts")),
+    ("the accounts", "charged was 12", rows("usage_records", RECORDS[0])),
     ("nothing is held", "40 tokens of turn 2", rows("reservations", HELD)),
     ("nothing is held", "ann runs 1", told(512, 512, running=1)),
     ("nothing is held", "outlives its process", rows("leases", {"owner": "p1", "expires_at_ms": 10_001})),
@@ -281,9 +290,19 @@ def test_a_job_that_lost_three_attempts_ended_honestly_but_many_are_too_many() -
     record = {**evidence.records[INVOCATION], "state": "failed", "terminalEvent": {}}
     evidence = replace(evidence, records={INVOCATION: record})
 
-    assert [(found.promise, found.text) for found in audit(evidence)] == [
-        ("one ending", "1 of 1 jobs ran out of attempts")
+    many = rows("invocations", *[ROW | {"state": "failed"}] * 5)(evidence)
+
+    assert audit(evidence) == []
+    assert [(found.promise, found.text) for found in audit(many)] == [
+        ("one ending", "5 of 1 jobs ran out of attempts")
     ]
+
+
+def test_a_store_without_accounts_has_none_that_could_be_wrong() -> None:
+    books = good().books
+    tables = {name: rows for name, rows in books.tables.items() if name != "accounts"}
+
+    assert audit(replace(good(), books=replace(books, tables=tables))) == []
 
 
 def test_a_late_call_is_forgiven_once_a_freeze() -> None:

@@ -4,16 +4,18 @@ import json
 import zlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from local.converse import parse as parse_request
 from local.scripts import Emit, Refuse
 from service.stores.sqlite_schema import open_database
+from tests.e2e.crash import points_of
 from tests.e2e.drill.entries import Entry, Id, ToolUse, answer_of, parse, reassemble
-from tests.e2e.drill.evidence import read_books
 from tests.e2e.drill.faults import CONNECTIONS, STORE, schedule
 from tests.e2e.drill.jobs import Job
 from tests.e2e.drill.script import Upstream
+from tests.e2e.drill.sqlite_books import read_sqlite
+from tests.e2e.drill.stores import StoreName
 
 JOB = Job(seed=1, number=7, turns=2, wide=False)
 
@@ -75,6 +77,19 @@ def test_a_seed_decides_the_faults_and_no_service_has_two_at_once() -> None:
         assert all(first.at_s + first.lasts_s < second.at_s for first, second in pairwise(mine))
 
 
+def test_each_store_has_its_own_faults_and_the_services_the_same() -> None:
+    schedules = {
+        store: schedule(1, services=3, seconds_s=400.0, store=store) for store in get_args(StoreName)
+    }
+
+    kinds = {
+        store: {each.kind for each in faults if each.lane == STORE} for store, faults in schedules.items()
+    }
+    others = [[each for each in faults if each.lane != STORE] for faults in schedules.values()]
+    assert kinds == {"sqlite": {"stall", "outage"}, "dynamodb": {"stall", "blip", "outage"}}
+    assert others[0] == others[1]
+
+
 def test_two_attempts_at_a_turn_get_different_answers_and_one_call_always_the_same() -> None:
     def answer(call_id: str) -> list[Emit]:
         body = {
@@ -110,7 +125,21 @@ def test_the_books_hold_what_attempts_were_granted(tmp_path: Path) -> None:
     )
     db.close()
 
-    books = read_books(tmp_path / "headrace.db")
+    books = read_sqlite(tmp_path / "headrace.db")
 
     assert books.logs == {"inv_1": [*LOG[:2], Entry(Id(2, 1), LOG[2].event)]}
     assert books.inputs == {"inv_1": "{}"}
+
+
+def test_a_failpoint_lies_before_each_step_and_after_each_that_changes_something() -> None:
+    wire_steps = ["settle:GetItem:1", "settle:TransactWriteItems:1", "append_events:BatchWriteItem:2"]
+
+    assert [point.name for point in points_of(wire_steps)] == [
+        "settle:GetItem:1:before",
+        "settle:TransactWriteItems:1:before",
+        "settle:TransactWriteItems:1:after",
+    ]
+    assert [point.name for point in points_of(["settle:1", "settle:1"])] == [
+        "settle:1:before",
+        "settle:1:after",
+    ]

@@ -182,6 +182,7 @@ async def check_refused_without_a_trace(served: Served, error: Any, retry_after:
     assert served.store.calls.count("create_invocation") == calls
 
 
+@pytest.mark.promise("sheds-before-work")
 async def test_a_principal_opens_no_more_readers_than_its_limit(clock: ManualClock) -> None:
     gate = asyncio.Event()
     catalog = "[service]\nreaders_per_principal = 2"
@@ -212,6 +213,33 @@ async def test_a_process_opens_no_more_readers_than_its_limit(clock: ManualClock
         got = await served.get(f"{exchange.headers['location']}/events")
 
     assert kinds_of(got.body)[-1] == "invocationCompleted"
+
+
+@pytest.mark.promise("sheds-before-work")
+@pytest.mark.parametrize("key", ["the-same", ""])
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [("readers_per_principal = 2", "too-many-readers"), ("open_readers = 2", "overloaded")],
+)
+async def test_submissions_at_the_same_moment_open_no_more_readers_than_the_limit(
+    clock: ManualClock, limits: str, code: str, key: str
+) -> None:
+    gate = asyncio.Event()
+    async with serving(clock, halves(gate), catalog=f"[service]\n{limits}") as served:
+        served.store.only = {"create_invocation"}
+        served.store.answers.clear()
+        keys = [key or str(number) for number in range(8)]
+        answers = [asyncio.ensure_future(served.submit(idempotency_key=each)) for each in keys]
+        await clock.advance(0)
+        served.store.answers.set()
+        await clock.advance(2)
+        refused = [each.result().json()["code"] for each in answers if each.done()]
+        admitted = served.store.calls.count("create_invocation")
+        gate.set()
+        got = [await each for each in answers]
+
+    assert (refused, admitted) == ([code] * 6, 2)
+    assert [kinds_of(each.body)[-1] for each in got if each.status == 200] == ["invocationCompleted"] * 2
 
 
 # -- the drain

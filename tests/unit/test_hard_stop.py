@@ -14,9 +14,14 @@ from queue import SimpleQueue
 import pytest
 
 from service import __main__ as process
-from tests.unit.test_main import CATALOG
+from service.config import Catalog, ConfigError, Settings
+from service.runner import HAND_OVER_GRACE_S
+from tests.unit.test_main import CATALOG, abort_or_answer
 
 WAIT_S = 20.0
+LONGEST_DRAIN_S = 105.0
+KILLED_AFTER_S = 120.0
+"""ECS's longest `stopTimeout`."""
 
 
 @pytest.mark.promise("process-ends-in-time")
@@ -32,6 +37,19 @@ def test_the_hard_stop_says_so_and_exits(caplog: pytest.LogCaptureFixture) -> No
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("CRITICAL", "the process did not end by itself")
     ]
+
+
+@pytest.mark.promise("process-ends-in-time")
+def test_the_longest_drain_fits_before_the_hard_stop_and_that_before_the_kill() -> None:
+    settings = Settings("https://issuer", ("client-1",), "https://keys", "sqlite:x")
+    config = process._server_config(abort_or_answer, settings, 30)
+    assert config.timeout_graceful_shutdown is not None
+
+    longest_s = LONGEST_DRAIN_S + HAND_OVER_GRACE_S + config.timeout_graceful_shutdown
+
+    with pytest.raises(ConfigError, match="drain_s"):
+        Catalog.from_document({"service": {"drain_s": LONGEST_DRAIN_S + 0.1}})
+    assert longest_s < process.HARD_STOP_S < process.HARD_STOP_S + 2 * process.LAST_WORD_S < KILLED_AFTER_S
 
 
 @pytest.mark.promise("process-ends-in-time")
@@ -58,6 +76,8 @@ def test_the_hard_stop_does_not_wait_for_a_log_that_is_stuck() -> None:
 SERVICE = """
 import asyncio, re, signal, sys, threading, time
 from service import __main__ as process
+from service.config import Catalog, ConfigError, Settings
+from service.runner import HAND_OVER_GRACE_S
 
 def block():
     print("blocked", flush=True)

@@ -2,7 +2,8 @@ from itertools import product
 
 import pytest
 
-from service.invocations import TRANSITIONS, State, Usage
+from service.events import EventId
+from service.invocations import TRANSITIONS, Attempt, AttemptEnd, Invocation, State, Usage
 
 ALLOWED = {
     ("running", "paused"),
@@ -40,3 +41,30 @@ def test_a_sum_with_an_estimate_is_an_estimate() -> None:
         "cacheWriteInputTokens": 44,
         "estimated": True,
     }
+
+
+LOST, HANDED_OVER, PAUSED = AttemptEnd.LOST, AttemptEnd.HANDED_OVER, AttemptEnd.PAUSED
+
+
+@pytest.mark.promise("attempts-limit")
+@pytest.mark.parametrize(
+    ("ended", "lost"),
+    [
+        ([], 0),
+        ([(LOST, 1)], 1),
+        ([(LOST, 1), (LOST, 0), (LOST, 1)], 3),
+        ([(LOST, 1), (HANDED_OVER, 1), (LOST, 1)], 2),
+        ([(LOST, 1), (LOST, 1), (LOST, 7)], 0),
+        ([(LOST, 1), (LOST, 7), (LOST, 1)], 1),
+        ([(LOST, 1), (LOST, 1), (HANDED_OVER, 7), (LOST, 1)], 1),
+        ([(LOST, 1), (PAUSED, 7), (LOST, 1), (LOST, 1)], 2),
+    ],
+)
+def test_an_attempt_that_has_stored_a_turn_makes_up_for_those_that_were_lost_before(
+    ended: list[tuple[AttemptEnd, int]], lost: int
+) -> None:
+    attempts = [Attempt(number, 0, EventId(number, seq), end) for number, (end, seq) in enumerate(ended, 1)]
+    current = Attempt(len(ended) + 1, 0)
+    invocation = Invocation("inv_1", "writer", "user-1", None, State.RUNNING, (*attempts, current), 0, 0, 0)
+
+    assert invocation.lost_attempts == lost

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import StoreUnavailable
+from service.errors import Overloaded, StoreUnavailable
 from service.leases import Lease
 from service.stores import Store
 from service.stores.sqlite import SqliteStore
@@ -21,11 +21,15 @@ LEASE_S = 30.0
 HELD_S = 27.0
 """How long a process relies on a lease of 30 s: a tenth is for clocks that differ."""
 
+RECKONER = "/runtimes/reckoner/invocations"
+JOB = {"prompt": "6 times 7?", "maxTokens": 100}
+
 
 def a_lease(store: Store, clock: ManualClock, owner: str = "me") -> Lease:
     return Lease(store, owner=owner, lease_s=LEASE_S, now_ms=clock.now_ms, clock=clock.monotonic_s)
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 async def test_a_lease_is_held_once_it_is_renewed_and_until_shortly_before_others_may_claim(
     clock: ManualClock,
 ) -> None:
@@ -54,18 +58,19 @@ async def test_what_waits_for_the_lease_goes_on_when_it_is_renewed(clock: Manual
     assert (before, [each.done() for each in waiting]) == ([False, False], [True, True])
 
 
+@pytest.mark.promise("lapsed-lease-sends-nothing")
 async def test_a_renewal_counts_from_when_it_was_asked_for(clock: ManualClock) -> None:
     async with SqliteStore.open(":memory:") as opened:
         clock.wait_while(lambda: opened.waiting > 0)
         store = FaultyStore(opened)
-        lease = a_lease(store.as_store, clock)
+        lease, told = a_lease(store.as_store, clock), list[object]()
         store.answers.clear()
-        renewing = asyncio.ensure_future(lease.renew())
+        renewing = asyncio.ensure_future(lease.renew(lambda: {"inv_1": 1}, told.append))
         await clock.advance(HELD_S)
         store.answers.set()
-        await renewing
+        renewed = await renewing
 
-    assert not lease.is_held()
+    assert (renewed, lease.is_held(), told) == (False, False, [])
 
 
 async def test_a_lapse_tells_what_others_have_claimed_before_anybody_goes_on(clock: ManualClock) -> None:
@@ -120,8 +125,88 @@ async def test_a_process_starts_and_ends_without_a_store(clock: ManualClock, dow
         served.store.down = down_at == "end"
         await clock.advance(0)
         ready = await served.client.request("GET", "/ready")
+        served.store.down = False
+        await clock.advance(1)
+        later = await served.client.request("GET", "/ready")
+        served.store.down = down_at == "end"
 
-    assert ready.status == 200
+    # What a process has read once it goes on with; what it never read it can't do without.
+    assert (ready.status, later.status) == (503 if down_at == "start" else 200, 200)
+
+
+# -- what looks expired
+
+
+async def test_while_the_store_has_been_away_nothing_is_claimed_though_the_lease_is_good(
+    clock: ManualClock,
+) -> None:
+    async with SqliteStore.open(":memory:") as opened:
+        clock.wait_while(lambda: opened.waiting > 0)
+        store = FaultyStore(opened)
+        lease = a_lease(store.as_store, clock)
+        await lease.renew()
+        clock.pass_time(HELD_S - 1)
+        store.down = True
+        await lease.renew()
+        store.down = False
+
+        may_claim = lease.may_claim()
+
+    assert (lease.is_held(), may_claim) == (True, False)
+
+
+async def test_a_process_that_has_just_started_may_claim_as_soon_as_it_holds_its_lease(
+    clock: ManualClock,
+) -> None:
+    async with SqliteStore.open(":memory:") as store:
+        clock.wait_while(lambda: store.waiting > 0)
+        lease = a_lease(store, clock)
+        may = [lease.may_claim()]
+        await lease.renew()
+        for seconds in (0, HELD_S - 0.1, 0.1):
+            clock.pass_time(seconds)
+            may.append(lease.may_claim())
+
+    assert may == [False, True, True, False]
+
+
+async def test_after_an_outage_of_the_store_nothing_is_claimed_until_others_had_time_to_renew(
+    clock: ManualClock,
+) -> None:
+    async with SqliteStore.open(":memory:") as opened:
+        clock.wait_while(lambda: opened.waiting > 0)
+        store = FaultyStore(opened)
+        lease = a_lease(store.as_store, clock)
+        await lease.renew()
+        clock.pass_time(HELD_S - 1)
+        store.down = True
+        renewed = [await lease.renew()]
+        store.down = False
+        renewed.append(await lease.renew())
+        may = [lease.may_claim()]
+        for seconds in (LEASE_S / 3 - 0.1, 0.1):
+            clock.pass_time(seconds)
+            renewed.append(await lease.renew())  # further ones don't put it off
+            may.append(lease.may_claim())
+
+    assert (renewed, may) == ([False, True, True, True], [False, False, True])
+
+
+async def test_a_process_that_was_stopped_claims_nothing_until_others_had_time_to_renew(
+    clock: ManualClock,
+) -> None:
+    async with SqliteStore.open(":memory:") as store:
+        clock.wait_while(lambda: store.waiting > 0)
+        lease = a_lease(store, clock)
+        await lease.renew()
+        clock.pass_time(HELD_S)
+        may = [lease.may_claim()]
+        await lease.renew()
+        for seconds in (0, LEASE_S / 3 - 0.1, 0.1):
+            clock.pass_time(seconds)
+            may.append(lease.may_claim())
+
+    assert may == [False, False, False, True]
 
 
 # -- what a lapse stops
@@ -216,3 +301,82 @@ async def test_past_its_lease_a_process_starts_no_model_call_and_no_tool(clock: 
 
     assert (waiting["state"], waiting["usage"]["inputTokens"], calls) == ("running", 0, 1)
     assert (record["state"], len(served.model.requests)) == ("completed", 2)
+
+
+@pytest.mark.promise("lapsed-lease-spends-nothing")
+async def test_what_was_being_admitted_when_the_lease_lapsed_makes_no_model_call_until_it_is_renewed(
+    clock: ManualClock,
+) -> None:
+    async with serving(clock) as served:
+        served.store.only = {"create_invocation", "renew_lease"}
+        served.store.answers.clear()
+        submitting = asyncio.ensure_future(served.submit(prefer="respond-async"))
+        await clock.advance(LEASE_S)
+        served.store.down = True
+        served.store.answers.set()
+        location = (await submitting).headers["location"]
+        await clock.advance(LEASE_S)
+        calls = len(served.model.requests)
+        served.store.down = False
+        await clock.advance(2)
+        record = (await served.get(location)).json()
+
+    assert (calls, len(served.model.requests), record["state"]) == (0, 1, "completed")
+
+
+@pytest.mark.promise("lapsed-lease-spends-nothing", "sheds-before-work")
+async def test_past_its_lease_a_process_admits_nothing(clock: ManualClock) -> None:
+    async with serving(clock) as served:
+        served.store.only, served.store.down = {"renew_lease"}, True
+        await clock.advance(LEASE_S)
+        refused = await served.submit()
+        served.store.down = False
+        await clock.advance(2)
+        admitted = await served.submit()
+
+    error = Overloaded("This process has to renew its lease first: try again.")
+    assert (refused.status, refused.json(), refused.headers["retry-after"]) == (503, error.problem(), "1")
+    assert (admitted.status, served.store.calls.count("create_invocation")) == (200, 1)
+
+
+@pytest.mark.promise("lapsed-lease-sends-nothing")
+async def test_past_its_lease_a_process_ends_nothing_though_it_is_asked_to(clock: ManualClock) -> None:
+    gate = asyncio.Event()
+    script: list[Step] = [start(), text("A head"), gate, text("race "), asyncio.Event()]
+    async with serving(clock, script) as served, served.post() as exchange:
+        await exchange.until(b"A head")
+        served.store.only, served.store.down = {"renew_lease"}, True
+        await clock.advance(LEASE_S)
+        gate.set()
+        await served.submit(b"", f"{exchange.headers['location']}/cancel")
+        await clock.advance(LEASE_S)
+        lapsed, endings = exchange.body, served.store.calls.count("finish")
+        served.store.down = False
+        await clock.advance(2)
+        got = await exchange.whole()
+
+    events = events_of(got.body)
+    assert (endings, b"invocationCancelled" in lapsed) == (0, False)
+    assert [event_id for event_id, _ in events] == [f"1.{seq}" for seq in range(1, 6)]
+    assert kinds_of(got.body)[-2:] == ["contentBlockDelta", "invocationCancelled"]
+
+
+@pytest.mark.promise("lapsed-lease-sends-nothing", "lapsed-lease-spends-nothing")
+async def test_past_its_lease_a_process_settles_no_turn_whose_model_call_has_ended(
+    clock: ManualClock,
+) -> None:
+    gate, asked = asyncio.Event(), tool_call("multiply", '{"a":6,"b":7}')
+    async with serving(clock, [*asked, gate], answer("42")) as served:
+        location = (await served.submit(JOB, RECKONER, prefer="respond-async")).headers["location"]
+        await clock.advance(1)
+        served.store.only, served.store.down = {"renew_lease"}, True
+        await clock.advance(LEASE_S)
+        gate.set()
+        await clock.advance(LEASE_S)
+        waiting, settled = (await served.get(location)).json(), served.store.calls.count("settle")
+        served.store.down = False
+        await clock.advance(2)
+        record = (await served.get(location)).json()
+
+    assert (waiting["usage"]["inputTokens"], settled) == (0, 0)
+    assert (record["state"], record["usage"]["inputTokens"]) == ("completed", 20)

@@ -38,12 +38,16 @@ class Writing:
 
     def __init__(self, clock: ManualClock) -> None:
         self.store = Store()
-        self.fenced: list[str] = []
-        self.commit = GroupCommit(self.store, clock.now_ms, self.fenced.append)  # type: ignore[arg-type]
+        self.fenced: list[tuple[str, int]] = []
+        self.commit = GroupCommit(
+            self.store,  # type: ignore[arg-type]
+            clock.now_ms,
+            lambda *fenced: self.fenced.append(fenced),
+        )
         self.task = asyncio.ensure_future(self.commit.run())
 
-    def pen(self, invocation_id: str = "a") -> AttemptLog:
-        return AttemptLog(Log(), invocation_id, 1, self.commit)
+    def pen(self, invocation_id: str = "a", attempt: int = 1) -> AttemptLog:
+        return AttemptLog(Log(), invocation_id, attempt, self.commit)
 
 
 @pytest.fixture
@@ -138,6 +142,25 @@ async def test_nothing_is_stored_before_its_time_unless_it_is_much(
     assert (early, len(writing.store.commits)) == (0, 1)
 
 
+async def test_the_longer_an_answer_the_more_of_it_is_stored_at_once(
+    writing: Writing, clock: ManualClock
+) -> None:
+    """A process on another host sees a first delta soon; of a long answer every commit costs money."""
+    long, late = writing.pen("long"), writing.pen("late")
+    stored_at: list[float] = []
+    for tenth in range(80):
+        long.append([event()])
+        before = len(writing.store.commits)
+        await clock.advance(0.1)
+        stored_at += [(tenth + 1) / 10] * (len(writing.store.commits) - before)
+    late.append([event()])
+
+    await clock.advance(0.3)
+
+    assert len(stored_at) in range(7, 11)  # 0.25 s, 0.5 s, then every second
+    assert EventBlock("late", Block(1, 1, (event(),))) in writing.store.commits[-1]
+
+
 async def test_a_store_that_is_down_gets_everything_later_in_order(
     writing: Writing, clock: ManualClock
 ) -> None:
@@ -198,8 +221,43 @@ async def test_a_fenced_attempt_is_told(writing: Writing, clock: ManualClock) ->
 
     await clock.advance(1)
 
-    assert writing.fenced == ["a"]
+    assert writing.fenced == [("a", 1)]
     assert (a.log.stored, b.log.stored) == (START, EventId(1, 1))
+
+
+async def test_of_two_attempts_at_one_invocation_the_later_ones_events_are_stored(
+    writing: Writing, clock: ManualClock
+) -> None:
+    first, third = writing.pen(attempt=1), writing.pen(attempt=3)
+    held = first.append([event(UNSTORED_LIMIT_BYTES)])
+    third.append([event(20)])
+    late = first.append([event(30)])
+    assert held is not None
+    await asyncio.wait_for(held, 1)
+    taken = await first.take()
+
+    await clock.advance(1)
+
+    assert (late, taken) == (None, None)
+    assert writing.store.commits == [[EventBlock("a", Block(3, 1, (event(20),)))]]
+    assert (first.log.stored, third.log.stored) == (START, EventId(3, 1))
+
+
+@pytest.mark.parametrize("attempts", [(1, 2), (2, 1)], ids=["the later one comes", "the earlier one comes"])
+async def test_a_write_that_is_interrupted_while_another_attempt_writes_keeps_the_later_ones_events(
+    writing: Writing, clock: ManualClock, attempts: tuple[int, int]
+) -> None:
+    pens = [writing.pen(attempt=attempt) for attempt in attempts]
+    writing.store.gate.clear()
+    pens[0].append([event(20)])
+    await clock.advance(1)
+    pens[1].append([event(20)])
+
+    writing.task.cancel()
+    await asyncio.wait([writing.task])
+
+    taken = {attempt: await pen.take() for attempt, pen in zip(attempts, pens, strict=True)}
+    assert taken == {1: None, 2: Block(2, 1, (event(20),))}
 
 
 async def test_an_interrupted_write_loses_nothing(writing: Writing, clock: ManualClock) -> None:
@@ -225,3 +283,26 @@ async def test_the_first_frame_is_reported_once(writing: Writing) -> None:
     pen.deliver([(b"messageStop", b"{}")])
 
     assert (before, reported) == ([], ["first"])
+
+
+@pytest.mark.promise("lapsed-lease-sends-nothing")
+async def test_what_is_held_back_is_never_overtaken_and_gets_its_ids_when_it_is_let_go(
+    writing: Writing,
+) -> None:
+    may_publish = False
+    log = Log()
+    pen = AttemptLog(log, "a", 1, writing.commit, lambda: may_publish)
+    waiting = [pen.append([b"1"]), pen.append([b"2", b"3"])]
+    may_publish = True
+    waiting.append(pen.append([b"4"]))  # the lease is held again, but what it means is not known yet
+    held_at = log.head
+    pen.catch_up()
+    pen.append([b"5"])
+
+    assert all(each is not None for each in waiting)
+    for each in waiting:
+        await each  # type: ignore[misc]
+    assert (held_at, log.after(START, limit_bytes=10**6)) == (
+        START,
+        [Block(1, 1, (b"1", b"2", b"3", b"4")), Block(1, 5, (b"5",))],
+    )

@@ -68,9 +68,10 @@ def test_all_faults_of_settings_and_catalog_are_printed_one_a_line(run: Run) -> 
         (
             "headrace: HEADRACE_COLOUR is not a setting; settings are HEADRACE_HOST, HEADRACE_PORT, "
             "HEADRACE_CATALOG, HEADRACE_ISSUER, HEADRACE_AUDIENCES, HEADRACE_JWKS_URL, HEADRACE_STORE, "
+            "HEADRACE_USAGE_TABLE, HEADRACE_INVOCATIONS_TABLE, "
             "HEADRACE_CORS_ORIGINS"
         ),
-        "headrace: HEADRACE_STORE must be sqlite:PATH or sqlite::memory:, not 'redis:'",
+        "headrace: HEADRACE_STORE must be dynamodb, sqlite:PATH or sqlite::memory:, not 'redis:'",
         "headrace: HEADRACE_PORT must be a number from 0 to 65535, not 'x'",
         "headrace: runtimes.writer.kind must be \"converse\", not 'magic'",
         (
@@ -190,6 +191,7 @@ async def test_the_first_signal_drains_with_the_listener_open_and_then_stops(clo
         assert server.should_exit
 
 
+@pytest.mark.promise("process-ends-in-time")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_second_signal_stops_at_once(clock: ManualClock, number: signal.Signals) -> None:
     gate = asyncio.Event()
@@ -221,6 +223,7 @@ async def test_two_signals_at_the_same_moment_start_one_drain(clock: ManualClock
         gate.set()
 
 
+@pytest.mark.promise("process-ends-in-time")
 async def test_a_drain_that_fails_is_logged_and_stops_all_the_same(
     clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +254,7 @@ async def test_the_hard_stop_counts_from_the_first_signal(clock: ManualClock) ->
         gate.set()
 
 
+@pytest.mark.promise("process-ends-in-time")
 def test_a_signal_before_the_start_stops_the_start() -> None:
     limits: list[float] = []
     hard_stop = process.HardStop(last_resort=limits.append)

@@ -110,6 +110,7 @@ async def test_it_goes_on_within_a_minute_when_the_limit_is_raised(
     assert record["state"] == "completed"
 
 
+@pytest.mark.promise("pauses-at-quota")
 async def test_it_goes_on_when_it_is_asked_to_and_there_is_room(clock: ManualClock, tmp_path: Path) -> None:
     path, gate = tmp_path / "db", asyncio.Event()
     async with serving(clock, costly_turn(9500), catalog=TIGHT, store=path) as served:
@@ -159,6 +160,7 @@ async def test_a_paused_invocation_is_cancelled_at_once(clock: ManualClock) -> N
     assert len(served.model.requests) == 1
 
 
+@pytest.mark.promise("pauses-at-quota")
 async def test_a_paused_invocation_waits_no_longer_than_its_limit(clock: ManualClock) -> None:
     catalog = TIGHT + "\n[service]\npause_limit_s = 7200"
     async with serving(clock, costly_turn(9500), answer("42"), catalog=catalog) as served:
@@ -175,6 +177,7 @@ async def test_a_paused_invocation_waits_no_longer_than_its_limit(clock: ManualC
     assert (usage["windows"][0]["used"], usage["windows"][0]["reserved"]) == (9505, 0)
 
 
+@pytest.mark.promise("pauses-at-quota")
 async def test_a_turn_that_never_fits_the_quota_fails(clock: ManualClock) -> None:
     async with serving(clock, [start(), asyncio.Event()], catalog=TIGHT) as served:
         await served.submit(JOB, RECKONER, prefer="respond-async")

@@ -246,6 +246,7 @@ async def test_readers_that_come_and_go_all_the_time_keep_nobody_from_looking(cl
         assert "inv_1" in watched.cancelled_ids
 
 
+@pytest.mark.promise("abandoned-job-cancelled")
 async def test_who_comes_back_at_the_last_moment_is_seen(clock: ManualClock) -> None:
     async with watching(clock, owners=[HERE]) as watched:
         await watched.run("inv_1")

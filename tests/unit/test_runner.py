@@ -40,6 +40,7 @@ async def test_a_process_runs_no_more_invocations_than_its_limit(clock: ManualCl
     assert (refused.headers["retry-after"], calls, admitted.status) == ("1", 1, 200)
 
 
+@pytest.mark.promise("sheds-before-work")
 async def test_submissions_at_the_same_moment_fill_a_process_no_further_than_its_limit(
     clock: ManualClock,
 ) -> None:
@@ -104,6 +105,39 @@ async def test_a_process_whose_store_is_far_behind_takes_no_new_work_until_it_ha
     assert (admitted.status, state) == (202, "completed")
 
 
+@pytest.mark.promise("sheds-before-work")
+async def test_a_process_that_is_full_says_so_before_it_has_read_the_body(clock: ManualClock) -> None:
+    gate, never = asyncio.Event(), asyncio.Event()
+    catalog = "[service]\nrunning_invocations = 1"
+    async with serving(clock, halves(gate), catalog=catalog) as served, served.post() as exchange:
+        await exchange.until(b"A head")
+        body: list[bytes | asyncio.Event] = [b'{"prompt":', never]
+        headers = {"authorization": bearer({"sub": "user-2"})}
+        async with served.client.stream("POST", INVOCATIONS, body=body, headers=headers) as other:
+            await clock.advance(0)
+            refused = await other.whole()
+
+    error = Overloaded("Too many invocations run here: try again.")
+    assert (refused.status, refused.json()) == (503, error.problem())
+
+
+@pytest.mark.promise("sheds-before-work")
+async def test_a_process_that_has_filled_up_while_the_body_came_in_admits_no_more(clock: ManualClock) -> None:
+    gate, rest = asyncio.Event(), asyncio.Event()
+    catalog = "[service]\nrunning_invocations = 1"
+    async with serving(clock, halves(gate), catalog=catalog) as served:
+        body: list[bytes | asyncio.Event] = [b'{"prompt":', rest, b'"Hi"}']
+        headers = {"authorization": bearer({"sub": "user-2"})}
+        async with served.client.stream("POST", INVOCATIONS, body=body, headers=headers) as slow:
+            await clock.advance(0)
+            admitted = await served.submit(prefer="respond-async")
+            rest.set()
+            refused = await slow.whole()
+
+        assert (admitted.status, refused.status, refused.json()["code"]) == (202, 503, "overloaded")
+        assert served.store.calls.count("create_invocation") == 1
+
+
 async def test_ping_says_whether_anything_runs_and_since_when(clock: ManualClock) -> None:
     gate = asyncio.Event()
     async with serving(clock, halves(gate)) as served:
@@ -164,6 +198,7 @@ async def test_a_body_that_was_still_coming_in_when_the_drain_began_is_not_admit
         assert "create_invocation" not in served.store.calls
 
 
+@pytest.mark.promise("handed-over-goes-on")
 @pytest.mark.parametrize("answered_after_s", [1, 7], ids=["in time", "after the others were stopped"])
 async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(
     clock: ManualClock, answered_after_s: float
@@ -186,6 +221,7 @@ async def test_what_was_being_admitted_when_the_drain_began_is_drained_too(
         assert [line["code"] for line in served.lines.attempts] == ["handed-over"]
 
 
+@pytest.mark.promise("handed-over-goes-on")
 async def test_an_attempt_that_is_stopped_before_its_first_step_is_handed_over_too(
     clock: ManualClock,
 ) -> None:
@@ -223,6 +259,7 @@ async def test_an_ending_that_is_being_committed_is_not_interrupted(clock: Manua
         assert await state_of(served, location) == "completed"
 
 
+@pytest.mark.promise("process-ends-in-time")
 async def test_a_drain_does_not_wait_for_ever_for_a_store_that_is_down(clock: ManualClock) -> None:
     async with serving(clock, catalog="[service]\ndrain_s = 1") as served:
         served.store.only, served.store.down = {"finish"}, True

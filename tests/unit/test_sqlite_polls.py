@@ -29,15 +29,15 @@ POLLS: dict[str, tuple[Poll, set[str]]] = {
         {"SEARCH invocations INDEX invocations_read"},
     ),
     "list_paused": (
-        lambda db: pauses.list_due(db, NOW, 16),  # in the order of the index: nothing is sorted
-        {"SEARCH invocations INDEX invocations_paused"},
+        lambda db: pauses.list_due(db, NOW, 16, ["writer"]),  # in the order of the index: nothing is sorted
+        {"SEARCH invocations INDEX invocations_paused", "SCAN json_each"},
     ),
     "owned": (
         lambda db: leases.owned(db, "owner-1"),
         {"SEARCH invocations INDEX invocations_owned"},
     ),
     "claim_expired": (
-        lambda db: leases.some_expired(db, "owner-1", NOW, ["inv_1"]),
+        lambda db: leases.some_expired(db, "owner-1", NOW, ["inv_1"], ["writer"]),
         {
             "SEARCH invocations INDEX invocations_owned",
             "SCAN owners",

@@ -210,6 +210,15 @@ async def test_a_purge_keeps_buckets_for_25_hours_months_for_13_and_leases_that_
     assert filed.rows("SELECT owner FROM leases") == [("owner-2",)]
 
 
+async def test_a_purge_deletes_the_denials_that_have_ended(filed: Filed) -> None:
+    for subject, until_ms in (("ended", NOW), ("going on", NOW + 1), ("for ever", None)):
+        await filed.store.deny(subject, NOW - HOUR_MS, until_ms)
+
+    await filed.store.purge(NOW, 86_400.0)
+
+    assert filed.rows("SELECT subject FROM denials ORDER BY subject") == [("for ever",), ("going on",)]
+
+
 async def test_a_store_says_how_many_calls_wait(filed: Filed) -> None:
     call = asyncio.ensure_future(filed.store.account("user-1", NOW))
     await asyncio.sleep(0)

@@ -60,7 +60,7 @@ def test_every_table_is_strict() -> None:
             "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         ).fetchall()
 
-    assert len(strict) == 10
+    assert len(strict) == 12
     assert {flag for _, flag in strict} == {1}
 
 

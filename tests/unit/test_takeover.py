@@ -140,6 +140,19 @@ async def test_an_invocation_that_three_processes_have_lost_is_ended(clock: Manu
     assert served.model.requests == []
 
 
+@pytest.mark.promise("attempts-limit", "killed-process-goes-on")
+async def test_an_invocation_that_two_processes_have_lost_goes_on(clock: ManualClock) -> None:
+    async with serving(clock) as served:
+        dead = await (await left(served)).begun()
+        await dead.store.claim_expired("dead-2", clock.now_ms() + 10**6, limit=1)
+        record, _ = await ended(served, dead.location)
+
+    assert (record["state"], [each["end"] for each in record["attempts"]]) == (
+        "completed",
+        ["lost", "lost", "finished"],
+    )
+
+
 async def test_a_deadline_that_passed_meanwhile_ends_it_without_a_model_call(clock: ManualClock) -> None:
     async with serving(clock) as served:
         dead = LeftBehind(served.store.as_store, clock)
@@ -147,18 +160,6 @@ async def test_a_deadline_that_passed_meanwhile_ends_it_without_a_model_call(clo
         record, _ = await ended(served, dead.location)
 
     assert (code_of(record), served.model.requests) == ("deadline-exceeded", [])
-
-
-async def test_a_runtime_that_is_no_longer_served_ends_it(clock: ManualClock) -> None:
-    async with serving(clock) as served:
-        dead = LeftBehind(served.store.as_store, clock, "gone")
-        await (await dead.create()).begun()
-        await clock.advance(LONGEST_LOOK_S + 1)
-        record = await dead.store.load_invocation(DEAD)
-
-    assert record is not None
-    assert record.terminal is not None
-    assert b'"code":"runtime-gone"' in record.terminal
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"no JSON"])
@@ -174,6 +175,7 @@ async def test_an_input_that_can_not_be_read_ends_it_and_keeps_nothing_else_from
     assert (code_of(record), another["state"]) == ("internal-error", "completed")
 
 
+@pytest.mark.promise("killed-process-goes-on")
 async def test_an_invocation_of_which_nothing_was_stored_has_its_first_event_all_the_same(
     clock: ManualClock,
 ) -> None:
@@ -214,6 +216,7 @@ async def test_more_than_one_round_of_dead_invocations_is_found_at_once(clock: M
     assert [record["state"] for record in records] == ["completed"] * (CLAIMS_AT_ONCE + 4)
 
 
+@pytest.mark.promise("sheds-before-work")
 async def test_a_process_claims_no_more_than_it_has_room_for(clock: ManualClock) -> None:
     gate, catalog = asyncio.Event(), "[service]\nrunning_invocations = 2"
     async with serving(clock, [start(), gate, stop()], catalog=catalog) as served:
@@ -287,6 +290,7 @@ async def test_what_runs_is_no_orphan_however_long_it_runs(clock: ManualClock) -
 # -- readers
 
 
+@pytest.mark.promise("killed-process-goes-on")
 async def test_a_reader_that_waits_for_a_dead_process_goes_on_with_the_process_that_takes_over(
     clock: ManualClock,
 ) -> None:
@@ -364,6 +368,7 @@ async def test_in_the_second_half_of_a_drain_an_attempt_leaves_between_two_turns
     assert not record["usage"].get("estimated")
 
 
+@pytest.mark.promise("handed-over-goes-on", "attempts-limit")
 async def test_an_attempt_that_was_handed_over_is_not_one_that_was_lost(
     clock: ManualClock, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.tools import ToolResult, Tools
+from service.tools import CANCEL_GRACE_S, ToolResult, Tools
 from tests.clock import ManualClock
 from tests.probing import CALL, CANARY, a_tool, failed, fields, forever
 
@@ -88,7 +88,7 @@ async def test_a_tool_that_ignores_its_cancellation_holds_nobody_up_for_long(
     else:
         running = asyncio.create_task(Tools([a_tool(deaf)]).run(CALL, "probe", b"{}"))
         await clock.advance(60.0)
-    await clock.advance(4.0)
+    await clock.advance(CANCEL_GRACE_S - 1.0)
     waited = not running.done()
     await clock.advance(1.0)
     told = running.cancelled() or running.result()

@@ -54,7 +54,7 @@ async def send(arguments, call):
         {"name": "send-letter", "description": "Send a letter.", "inputSchema": {"json": {"type": "object"}}},
     )
     repeatable = [tools.may_repeat(name) for name in ("search", "send-letter", "unknown")]
-    assert repeatable == [True, False, True]
+    assert repeatable == [True, False, False]
     assert await tools.run(CALL, "search", b'{"query": "leave"}') == ToolResult(
         "success",
         [{"json": {"arguments": {"query": "leave"}, "key": "inv_1:2:tooluse_1", "sub": "user-1"}}],

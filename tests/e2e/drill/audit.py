@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from tests.e2e.drill.audit_tokens import Texts, spending_ends, the_bill, the_ledger
+from tests.e2e.drill.audit_tokens import Texts, spending_ends, the_accounts, the_bill, the_ledger
 from tests.e2e.drill.entries import TERMINAL, Entry, answer_of, reassemble
 from tests.e2e.drill.evidence import Evidence
 from tests.e2e.drill.jobs import CANARY
@@ -19,7 +19,8 @@ from tests.e2e.drill.tools import result_of
 
 MAX_LOST_ATTEMPTS: Final = 3
 # A job that lost as many attempts as it has has an honest ending. With these faults it is rare.
-EXHAUSTED_SHARE: Final = 0.1
+EXHAUSTED_SHARE: Final = 0.05
+EXHAUSTED_FEW: Final = 4  # in a small drill one fault can strike most of the jobs
 
 
 class Finding(NamedTuple):
@@ -85,7 +86,7 @@ def one_ending(evidence: Evidence) -> Texts:
             endings = [entry for entry in reading.entries if entry.kind in TERMINAL]
             if not endings or endings != [reading.entries[-1]]:
                 yield f"a {reading.encoding} reader saw the terminal events {endings}", wish.invocation_id
-    if exhausted > EXHAUSTED_SHARE * len(evidence.wishes):
+    if exhausted > max(EXHAUSTED_FEW, EXHAUSTED_SHARE * len(evidence.wishes)):
         yield f"{exhausted} of {len(evidence.wishes)} jobs ran out of attempts", ""
 
 
@@ -184,6 +185,7 @@ AUDITS: Final[Mapping[str, Callable[[Evidence], Texts]]] = {
     "one log": one_log,
     "the ledger": the_ledger,
     "the bill": the_bill,
+    "the accounts": the_accounts,
     "nothing is held": nothing_is_held,
     "one call of a tool": one_call_of_a_tool,
     "spending ends": spending_ends,

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from local.account import Call
-from tests.e2e.drill.evidence import Evidence, Row
+from tests.e2e.drill.books import Row
+from tests.e2e.drill.evidence import Evidence
 from tests.e2e.drill.script import CALL_METADATA
 
 COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
@@ -85,6 +86,23 @@ def the_bill(evidence: Evidence) -> Texts:
         usage = terminal.get("invocationCompleted", {}).get("usage")
         if usage and (usage["inputTokens"], usage["outputTokens"]) != _tokens_of(own):
             yield f"its terminal event says {usage}, charged was {own}", row["invocation_id"]
+
+
+def the_accounts(evidence: Evidence) -> Texts:
+    """What admission rests on is what was charged: nothing is held any more, and nothing runs."""
+    charged: Counter[str] = Counter()
+    for row in evidence.books.tables["usage_records"]:
+        charged[row["sub"]] += row["charged"] * sum(row[name] for name in COUNTED)
+    if "accounts" not in evidence.books.tables:
+        return  # SQLite calculates them from its rows
+    accounts = evidence.books.tables["accounts"]
+    for sub in charged.keys() - {row["user_id"] for row in accounts}:
+        yield f"{sub} has no account", ""
+    for row in accounts:
+        counters = (row["committed_tokens"], row["settled_tokens"], row["running"])
+        owed = charged[row["user_id"]]
+        if counters != (owed, owed, 0):
+            yield f"the account of {row['user_id']} has {counters}, charged was {owed}", ""
 
 
 def spending_ends(evidence: Evidence) -> Texts:

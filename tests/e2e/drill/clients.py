@@ -14,7 +14,7 @@ from typing import Any, Final
 import aiohttp
 
 from tests.e2e.drill.entries import ACCEPT, FEEDS, TERMINAL, Encoding, Entry, Id
-from tests.e2e.drill.jobs import HEARTBEAT_S, JOBS_PER_CLIENT, RUNTIME, USERS, Job, seeded
+from tests.e2e.drill.jobs import HEARTBEAT_S, JOBS_PER_CLIENT, RUNTIME, Job, seeded
 
 SILENCE_S: Final = 6 * HEARTBEAT_S  # (7)
 HEAD_S: Final = 6.0
@@ -78,7 +78,7 @@ class Client:
         self._rng = seeded(seed, "client", number)
         self._session = session
         self._url = url
-        self._user = USERS[number % len(USERS)]
+        self._user = list(tokens)[number % len(tokens)]
         self._token = tokens[self._user]
 
     async def run(self, enough: asyncio.Event) -> None:
@@ -98,14 +98,14 @@ class Client:
         wish.readings.append(Reading(encodings[0]))
         detached = self._rng.random() < 0.2
         watched = self._rng.random() < 0.15
-        await self._submit(wish, detached=detached)
+        await self.submit(wish, detached=detached)
         async with asyncio.TaskGroup() as reading:
-            reading.create_task(self._follow(wish, wish.readings[0]))
+            reading.create_task(self.follow(wish, wish.readings[0]))
             if watched:
                 wish.readings.append(Reading(encodings[1]))
-                reading.create_task(self._follow(wish, wish.readings[1]))
+                reading.create_task(self.follow(wish, wish.readings[1]))
 
-    async def _submit(self, wish: Wish, *, detached: bool) -> None:
+    async def submit(self, wish: Wish, *, detached: bool) -> None:
         """Submit, with the same key and body, until it is known where the job is (1); read what comes."""
         reading = wish.readings[0]
         headers = {"Idempotency-Key": wish.key, "Content-Type": "application/json"}
@@ -132,7 +132,7 @@ class Client:
                 await asyncio.sleep(max(retry_after_s, self._rng.uniform(0, wait_s)))
             wait_s, head_s = min(2 * wait_s, BACKOFF_S[1]), HEAD_S
 
-    async def _follow(self, wish: Wish, reading: Reading) -> None:
+    async def follow(self, wish: Wish, reading: Reading) -> None:
         """Follow with the cursor, again and again, until the terminal event is there (5, 9)."""
         wait_s = BACKOFF_S[0]
         while not reading.ended:

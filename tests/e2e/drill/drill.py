@@ -1,8 +1,8 @@
-"""One drill: a deployment of three services, fifty clients, forty seconds of faults, and the evidence.
+"""One drill: a deployment of three services, many clients, forty seconds of faults, and the evidence.
 
 `__main__` and `test_drill` call `drill`. It starts the local stack and the proxy, lets clients and saboteur
 work at the same time, waits until every job has ended, asks the API, ends the services, and reads what is
-left: file, journal, logs. What goes wrong on the way and is no fault of the schedule is an incident.
+left: store, journal, logs. What goes wrong on the way and is no fault of the schedule is an incident.
 """
 
 import asyncio
@@ -19,16 +19,20 @@ from typing import Any, Final
 import aiohttp
 
 from local.account import Call
+from local.process import Process
 from local.stack import Stack
 from tests.e2e.drill.clients import Client, Wish
 from tests.e2e.drill.entries import Entry, parse
-from tests.e2e.drill.evidence import Evidence, read_books
+from tests.e2e.drill.evidence import Evidence
 from tests.e2e.drill.faults import END_S, Saboteur, schedule
 from tests.e2e.drill.jobs import CATALOG, USERS, seeded
 from tests.e2e.drill.proxy import listening
+from tests.e2e.drill.stores import TABLES, StoreName, store_of
 from tests.e2e.drill.tools import JOURNAL, read_journal
 
 CHOOSE: Final = "tests.e2e.drill.script:choose"
+CLIENTS: Final[Mapping[StoreName, int]] = {"sqlite": 50, "dynamodb": 20}
+"""As many as two cores can serve, the emulator beside them."""
 JOBS_END_S: Final = 45.0
 CALLS_END_S: Final = 10.0
 ASK_S: Final = 15.0
@@ -43,6 +47,7 @@ class Plan:
     services: int = 3
     clients: int = 50
     seconds_s: float = 40.0
+    store: StoreName = "sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ async def drill(plan: Plan, directory: Path) -> Evidence:
         catalog=CATALOG,
         answers="scripts",
         services=plan.services,
+        tables=TABLES[plan.store],
         environ={JOURNAL: str(journal)},
         choose=CHOOSE,
     )
@@ -77,17 +83,19 @@ async def drill(plan: Plan, directory: Path) -> Evidence:
         aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
     ):
         tokens = {user: await stack.token(user) for user in USERS}
-        saboteur = Saboteur(stack.services, directory / "headrace.db", proxy)
+        store = store_of(stack, plan.store)
+        saboteur = Saboteur(stack.services, store, proxy)
         clients = [Client(number, plan.seed, session, proxy.url, tokens) for number in range(plan.clients)]
         incidents = await _work(plan, clients, saboteur)
         wishes = [wish for client in clients for wish in client.wishes]
-        told = await _ask(stack, session, proxy.url, tokens, wishes, incidents)
-        incidents += await _end(stack)
+        told = await ask(stack, session, proxy.url, tokens, wishes, incidents)
+        incidents += await end(stack.services)
         stopped_at_ms = time.time_ns() // 1_000_000
+        books = await store.read()
     return Evidence(
         seed=plan.seed,
         wishes=wishes,
-        books=read_books(directory / "headrace.db"),
+        books=books,
         served=told.served,
         records=told.records,
         accounts=told.accounts,
@@ -110,7 +118,8 @@ async def _work(plan: Plan, clients: Sequence[Client], saboteur: Saboteur) -> li
     asyncio.get_running_loop().call_later(plan.seconds_s, enough.set)
     working = {asyncio.create_task(client.run(enough)): client for client in clients}
     try:
-        await saboteur.run(schedule(plan.seed, services=plan.services, seconds_s=plan.seconds_s))
+        faults = schedule(plan.seed, services=plan.services, seconds_s=plan.seconds_s, store=plan.store)
+        await saboteur.run(faults)
         await enough.wait()
         saboteur.proxy.calm()
         done, late = await asyncio.wait(working, timeout=JOBS_END_S)
@@ -130,7 +139,7 @@ async def _work(plan: Plan, clients: Sequence[Client], saboteur: Saboteur) -> li
     ]
 
 
-async def _ask(
+async def ask(
     stack: Stack,
     session: aiohttp.ClientSession,
     url: str,
@@ -159,7 +168,7 @@ async def _ask(
             incidents.append(f"the API could not be asked: {type(error).__name__} {error}")
 
     await asyncio.gather(*(ask(wish) for wish in wishes if wish.location))
-    accounts = {_subject(tokens[user]): json.loads(await get("/usage", user)) for user in USERS}
+    accounts = {_subject(token): json.loads(await get("/usage", user)) for user, token in tokens.items()}
     calls = await stack.bedrock.account()
     try:  # what still runs now runs for nobody
         calls = await stack.bedrock.account(ended=len(calls), timeout_s=CALLS_END_S)
@@ -168,12 +177,12 @@ async def _ask(
     return Told(served, records, accounts, calls)
 
 
-async def _end(stack: Stack) -> list[str]:
-    """End the services in an orderly way, and say which of them could not."""
-    for service in stack.services:
+async def end(services: Sequence[Process]) -> list[str]:
+    """End services in an orderly way, and say which of them could not."""
+    for service in services:
         service.send(signal.SIGTERM)
     incidents = []
-    for service in stack.services:
+    for service in services:
         try:
             status = await service.ended(timeout_s=END_S)
         except TimeoutError as error:

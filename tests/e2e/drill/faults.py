@@ -2,32 +2,29 @@
 
 `schedule` is pure. `Saboteur` carries it out, one lane per service and one each for store and connections, so
 that several things happen at once but no process is stopped by two faults. It writes down what it did. A
-process that is stopped may hold the store's write lock: stops and stalls stay under the 5 s for which the
-store waits, and over the lease, so that others take over from the living too.
+process that is stopped may hold SQLite's write lock: stops and stalls stay under the 5 s for which the store
+waits, and over the lease, so that others take over from the living too.
 """
 
 import asyncio
-import random
 import signal
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from local.process import Process
 from tests.e2e.drill.jobs import DRAIN_S, LEASE_S, seeded
 from tests.e2e.drill.proxy import Proxy
+from tests.e2e.drill.stores import StoreName, StoreUnderDrill
 
-Kind = Literal["kill", "freeze", "freeze-kill", "drain", "drain-kill", "stall", "outage", "cut"]
+Kind = Literal["kill", "freeze", "freeze-kill", "drain", "drain-kill", "stall", "blip", "outage", "cut"]
 
 STORE: Final = -1
 CONNECTIONS: Final = -2
 START_S: Final = 30.0
 END_S: Final = DRAIN_S + 12
-LOCK_S: Final = 10.0
 
 # How often each comes, by weight.
 _OF_SERVICES: Final[Mapping[Kind, int]] = {
@@ -37,7 +34,10 @@ _OF_SERVICES: Final[Mapping[Kind, int]] = {
     "drain": 5,
     "drain-kill": 1,
 }
-_OF_STORE: Final[Mapping[Kind, int]] = {"stall": 4, "outage": 1}
+_OF_STORE: Final[Mapping[StoreName, Mapping[Kind, int]]] = {
+    "sqlite": {"stall": 4, "outage": 1},
+    "dynamodb": {"stall": 3, "blip": 6, "outage": 1},
+}
 _OF_CONNECTIONS: Final[Mapping[Kind, int]] = {"cut": 1}
 # How long a fault lasts: the shortest, the usual, the longest. What outlasts the lease costs one process all
 # its attempts, or (an outage) every process: those are the fewer ones, or too many jobs would lose three.
@@ -48,11 +48,16 @@ _LASTS_S: Final[Mapping[Kind, tuple[float, float, float]]] = {
     "drain": (0.0, 0.0, 0.5),
     "drain-kill": (0.1, 0.5, DRAIN_S),
     "stall": (0.2, 0.5, 0.8),
+    "blip": (0.0, 0.0, 0.2),
     "outage": (0.8, LEASE_S, 3.0),
     "cut": (0.0, 0.0, 0.0),
 }
-_PAUSES_S: Final[Mapping[int, tuple[float, float]]] = {STORE: (4.0, 8.0), CONNECTIONS: (0.5, 3.0)}
 _PAUSE_OF_SERVICES_S: Final = (6.0, 12.0)
+_PAUSE_OF_STORE_S: Final[Mapping[StoreName, tuple[float, float]]] = {
+    "sqlite": (4.0, 8.0),
+    "dynamodb": (1.5, 5.0),
+}
+_PAUSE_OF_CONNECTIONS_S: Final = (0.5, 3.0)
 
 
 class Fault(NamedTuple):
@@ -71,15 +76,15 @@ class Deed(NamedTuple):
     text: str
 
 
-def schedule(seed: int, *, services: int, seconds_s: float) -> list[Fault]:
+def schedule(seed: int, *, services: int, seconds_s: float, store: StoreName = "sqlite") -> list[Fault]:
     """Return the faults of a seed, those of each lane in order."""
     faults: list[Fault] = []
     for lane in (*range(services), STORE, CONNECTIONS):
         rng = seeded(seed, "faults", lane)
-        low_s, high_s = _PAUSES_S.get(lane, _PAUSE_OF_SERVICES_S)
+        weights, (low_s, high_s) = _habits(lane, store)
         at_s = rng.uniform(1.0, high_s)
         while at_s < seconds_s:
-            kind = _drawn(rng, lane)
+            kind = rng.choices(list(weights), list(weights.values()))[0]
             shortest_s, usual_s, longest_s = _LASTS_S[kind]
             lasts_s = rng.triangular(shortest_s, longest_s, usual_s)
             faults.append(Fault(at_s, lane, kind, lasts_s))
@@ -87,9 +92,13 @@ def schedule(seed: int, *, services: int, seconds_s: float) -> list[Fault]:
     return faults
 
 
-def _drawn(rng: random.Random, lane: int) -> Kind:
-    weights = {STORE: _OF_STORE, CONNECTIONS: _OF_CONNECTIONS}.get(lane, _OF_SERVICES)
-    return rng.choices(list(weights), list(weights.values()))[0]
+def _habits(lane: int, store: StoreName) -> tuple[Mapping[Kind, int], tuple[float, float]]:
+    """Return what happens in a lane, by weight, and how long nothing happens in between."""
+    if lane == STORE:
+        return _OF_STORE[store], _PAUSE_OF_STORE_S[store]
+    if lane == CONNECTIONS:
+        return _OF_CONNECTIONS, _PAUSE_OF_CONNECTIONS_S
+    return _OF_SERVICES, _PAUSE_OF_SERVICES_S
 
 
 @dataclass
@@ -97,7 +106,7 @@ class Saboteur:
     """Carries a schedule out; `incidents` is what should not have happened meanwhile."""
 
     services: Sequence[Process]
-    store: Path
+    store: StoreUnderDrill
     proxy: Proxy
     deeds: list[Deed] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -117,7 +126,7 @@ class Saboteur:
             await asyncio.sleep(began_s + fault.at_s - asyncio.get_running_loop().time())
             self.counts[fault.kind] += 1
             if fault.lane == STORE:
-                await self._stall(fault.lasts_s)
+                await self._let_store_fail(fault)
             elif fault.lane == CONNECTIONS:
                 self._did(f"half of {self.proxy.open_connections} connections are cut")
                 self.proxy.cut(0.5)
@@ -183,16 +192,11 @@ class Saboteur:
         await service.start(timeout_s=START_S)
         self._did(f"{service.name}: ready")
 
-    async def _stall(self, lasts_s: float) -> None:
-        db = sqlite3.connect(self.store, timeout=LOCK_S, isolation_level=None, check_same_thread=False)
-        try:
-            await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE")
-            self._did(f"the store is locked, {lasts_s:.2f} s")
-            await asyncio.sleep(lasts_s)
-        except sqlite3.OperationalError:
-            self._did("the store is kept locked by another: no stall")
-        finally:
-            db.close()
+    async def _let_store_fail(self, fault: Fault) -> None:
+        failing = self.store.stalled() if fault.kind == "stall" else self.store.out()
+        async with failing as done:
+            self._did(f"{done}, {fault.lasts_s:.2f} s")
+            await asyncio.sleep(fault.lasts_s)
 
     def _did(self, text: str) -> None:
         self.deeds.append(Deed(time.time_ns() // 1_000_000, text))

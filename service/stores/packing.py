@@ -1,0 +1,52 @@
+"""How events lie in a store: pieces of a bounded size, joined, compressed where that is smaller. Pure.
+
+The stores' modules of event logs call it.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+from service.events import Block, join, split
+
+RAW: Final = 0
+ZLIB: Final = 1
+
+
+def pack(block: Block, piece_bytes: int, compress_from_bytes: int = 0) -> Iterator[tuple[Block, int, bytes]]:
+    """Cut a block into pieces of at most so many bytes, and give each with its codec and its blob.
+
+    An event that alone is longer is a piece of its own.
+    """
+    for piece in _pieces(block, piece_bytes):
+        yield piece, *compress(join(piece.events), compress_from_bytes)
+
+
+def compress(blob: bytes, from_bytes: int = 0) -> tuple[int, bytes]:
+    """Compress where that is smaller; returns the codec and the bytes."""
+    if len(blob) >= from_bytes:
+        compressed = zlib.compress(blob, level=1)
+        if len(compressed) < len(blob):
+            return ZLIB, compressed
+    return RAW, blob
+
+
+def expand(codec: int, blob: bytes) -> bytes:
+    """Undo `compress`."""
+    return zlib.decompress(blob) if codec == ZLIB else blob
+
+
+def unpack(codec: int, blob: bytes) -> tuple[bytes, ...]:
+    """Return the events of a blob."""
+    return split(expand(codec, blob))
+
+
+def _pieces(block: Block, piece_bytes: int) -> Iterator[Block]:
+    begin = 0
+    size_bytes = 0
+    for index, event in enumerate(block.events):
+        if size_bytes and size_bytes + 1 + len(event) > piece_bytes:
+            yield Block(block.attempt, block.first_seq + begin, block.events[begin:index])
+            begin, size_bytes = index, 0
+        size_bytes += len(event) + (index > begin)
+    yield Block(block.attempt, block.first_seq + begin, block.events[begin:])
