@@ -14,6 +14,7 @@ Every method may raise `StoreUnavailable`; after it the decision may or may not 
 again with the same arguments is safe: `settle`, `finish`, `pause` and `hand_over` are idempotent by their
 keys, `append_events` by event ids, `create_invocation` by the invocation id. An attempt that `resume` or
 `claim_expired` has begun then is an orphan (see `claim_expired`).
+Of `settle` and `complete_turn` without an answer the events may be stored and the turn not.
 
 Fencing: `append_events`, `reserve`, `settle` with messages or a block, `complete_turn`, `hand_over`, `pause`
 and `finish` name their attempt. One that is not the current attempt of a running invocation, or was handed
