@@ -127,8 +127,6 @@ class DynamoClient:
     def __init__(self, call: Call, *, deadline_s: float = DEADLINE_S) -> None:
         self._call = call
         self.deadline_s = deadline_s
-        self.calling = 0
-        """How many calls have no answer yet (a test on manual time waits while there are some)."""
 
     async def ask(self, operation: str, parameters: dict[str, Any]) -> Any:
         """Make a call whose refusal says something about the tables, or about our permissions.
@@ -256,23 +254,19 @@ class DynamoClient:
             StoreUnavailable: No answer, or none that helps, within the deadline; or no permission.
         """
         patience = _Patience(self.deadline_s)
-        self.calling += 1
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(patience.until):
-                        return await self._call(operation, parameters)
-                except ClientError as error:
-                    reason = _reason(error, operation)
-                except TimeoutError as error:
-                    raise _unavailable("Timeout", operation) from error
-                except (HTTPClientError, NoConnection) as error:  # refused, cut, timed out
-                    reason = type(error).__name__
-                except BotoCoreError as error:  # no credentials, say
-                    raise _unavailable(type(error).__name__, operation) from error
-                await patience.wait(reason)
-        finally:
-            self.calling -= 1
+        while True:
+            try:
+                async with asyncio.timeout_at(patience.until):
+                    return await self._call(operation, parameters)
+            except ClientError as error:
+                reason = _reason(error, operation)
+            except TimeoutError as error:
+                raise _unavailable("Timeout", operation) from error
+            except (HTTPClientError, NoConnection) as error:  # refused, cut, timed out
+                reason = type(error).__name__
+            except BotoCoreError as error:  # no credentials, say
+                raise _unavailable(type(error).__name__, operation) from error
+            await patience.wait(reason)
 
 
 class _Patience:

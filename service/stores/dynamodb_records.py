@@ -40,11 +40,11 @@ from service.stores.dynamodb_items import (
     with_body,
 )
 from service.stores.dynamodb_tables import LISTED_INDEX
-from service.stores.packing import compress, expand
+from service.stores.packing import RAW, compress, expand
 from service.stores.windows import check_budget
 
 _INPUT: Final = "input"
-# A transaction is at most 4 MB: what is larger is written before it, under a name that nothing refers to yet.
+_MAY_BE_INLINE_BYTES: Final = 4096
 _Answer = TypeVar("_Answer")
 
 
@@ -153,7 +153,8 @@ async def create(tables: Tables, new: NewInvocation, limits: Limits, now_ms: int
         new.invocation_id, 1, 1, new.sub, new.first_reservation_tokens, new.reservation_expires_at_ms
     )
     record, beside = new_record(new, now_ms), []
-    codec, packed = compress(new.input)
+    # A large input is compressed once, where it is written.
+    codec, packed = compress(new.input) if len(new.input) <= _MAY_BE_INLINE_BYTES else (RAW, new.input)
     if len(packed) <= INLINE_INPUT_BYTES:
         record |= {"input": packed, "input_codec": codec}
     else:
@@ -272,4 +273,6 @@ async def keep_longer(tables: Tables, invocation_id: str, now_ms: int) -> None:
     for item in items:
         if item.get("ttl", ttl) < ttl:
             key = {"pk": invocation_id, "sk": item["sk"]}
-            await tables.client.write(update(tables.invocations, key, "SET #ttl = :ttl", ttl=ttl))
+            later = update(tables.invocations, key, "SET #ttl = :ttl", "attribute_exists(#pk)", ttl=ttl)
+            with suppress(Refused):  # it is gone: an update would make a hollow one
+                await tables.client.write(later)

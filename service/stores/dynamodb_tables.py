@@ -1,7 +1,7 @@
 """The two DynamoDB tables: their keys and indexes, whether what is there fits, and how to make them.
 
-`stores.dynamodb` checks them when it opens; the deployment makes them (`infra`), tests and local runs use
-`create`. The items are drawn in `stores.dynamodb`.
+`stores.dynamodb` checks them when it opens; tests and local runs make them by `Table.definition`. The items
+are drawn in `stores.dynamodb`.
 
 Sources: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_CreateTable.html,
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/bp-indexes-general-sparse-indexes.html
