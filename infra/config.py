@@ -30,7 +30,7 @@ _URL: Final = re.compile(r"https://[^\s#*]+|http://localhost(:\d+)?/[^\s#*]*", r
 # https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutRetentionPolicy.html
 LOG_DAYS: Final = (7, 14, 30, 90, 180, 365, 400)
 # The CDK's own context begins like this; every other name must be a field of `Stage`.
-_CDK_CONTEXT: Final = ("@aws-cdk", "aws:cdk", "cdk-", "availability-zones:", "cli-")
+_CDK_KEYS: Final = ("@aws-cdk", "aws:cdk", "cdk-", "availability-zones:", "cli-")
 
 
 class StageError(Exception):
@@ -115,13 +115,13 @@ STAGES: Final[Mapping[str, Stage]] = {
 }
 
 
-def stage_from(context: Mapping[str, Any]) -> Stage:
+def stage_from(found: Mapping[str, Any]) -> Stage:
     """Read the stage that the context names (`stage`, default dev), with what else it overrides.
 
     Raises:
         StageError: All unknown names, bad values and combinations that can't work.
     """
-    given = {key: value for key, value in context.items() if not key.startswith(_CDK_CONTEXT)}
+    given = {key: value for key, value in found.items() if not key.startswith(_CDK_KEYS)}
     name = given.pop("stage", "dev")
     if name not in STAGES:
         raise StageError([f"stage must be one of {', '.join(STAGES)}, not {name!r}"])

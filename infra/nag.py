@@ -6,18 +6,18 @@ takes no longer.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
+import aws_cdk as cdk
 from cdk_nag import AwsSolutionsChecks
 
 from infra.app import build, open_app
 
 
-def findings(arguments: Sequence[str]) -> Iterator[str]:
+def findings(app: cdk.App, stacks: Iterable[cdk.Stack]) -> Iterator[str]:
     """Yield `rule: path: description` of each finding."""
-    app, stage, catalog = open_app(arguments)
     checks = AwsSolutionsChecks(app)
-    for stack in build(app, stage, catalog):
+    for stack in stacks:
         for violation in checks.validate_scope(stack).violations:
             for resource in violation.violating_resources:
                 where = resource.construct_path or resource.resource_logical_id
@@ -26,7 +26,8 @@ def findings(arguments: Sequence[str]) -> Iterator[str]:
 
 def main() -> int:
     """Print the findings; returns the exit status."""
-    found = list(findings(sys.argv[1:]))
+    app, stage, catalog = open_app(sys.argv[1:])
+    found = list(findings(app, build(app, stage, catalog)))
     for finding in found:
         print(finding)
     return 1 if found else 0

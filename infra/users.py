@@ -98,7 +98,7 @@ class Users(Construct):
         supported = [cognito.UserPoolClientIdentityProvider.COGNITO]
         supported += [cognito.UserPoolClientIdentityProvider.custom(each.provider_name) for each in providers]
         attributes = cognito.ClientAttributes().with_standard_attributes(email=True, email_verified=True)
-        client = self.pool.add_client(
+        return self.pool.add_client(
             name,
             generate_secret=False,
             # The second asks for AWS credentials: operators and the smoke test, on the command line's client.
@@ -118,9 +118,6 @@ class Users(Construct):
             read_attributes=attributes,
             write_attributes=cognito.ClientAttributes().with_standard_attributes(email=True),
         )
-        for provider in providers:
-            client.node.add_dependency(provider)
-        return client
 
     def _sign_in_pages(self, stage: Stage) -> None:
         self.domain = self.pool.add_domain(

@@ -20,7 +20,7 @@ from infra.loggroups import log_group
 from infra.refusals import RATE_LIMITED, allowed_origin
 
 # Rule -> the label that it leaves behind `awswaf:managed:aws:<group>:`.
-CORE_BODY_RULES: Final = {
+BASELINE_BODY_RULES: Final = {
     "SizeRestrictions_BODY": "SizeRestrictions_Body",
     "CrossSiteScripting_BODY": "CrossSiteScripting_Body",
     "EC2MetaDataSSRF_BODY": "EC2MetaDataSSRF_Body",
@@ -33,7 +33,7 @@ BAD_INPUT_BODY_RULES: Final = {
     "ReactJSRCE_BODY": "ReactJSRCE_Body",
 }
 _LABELS: Final = (
-    *(f"awswaf:managed:aws:core-rule-set:{label}" for label in CORE_BODY_RULES.values()),
+    *(f"awswaf:managed:aws:core-rule-set:{label}" for label in BASELINE_BODY_RULES.values()),
     *(f"awswaf:managed:aws:known-bad-inputs:{label}" for label in BAD_INPUT_BODY_RULES.values()),
 )
 _WINDOW_S: Final = 300
@@ -74,7 +74,7 @@ class Waf(Construct):
                 _managed("IpReputation", 0, "AWSManagedRulesAmazonIpReputationList"),
                 _rate("EveryAddress", 1, stage.ip_requests_per_5_min, stage),
                 _rate("Submissions", 2, stage.ip_submissions_per_5_min, stage, _submission()),
-                _managed("Core", 3, "AWSManagedRulesCommonRuleSet", tuple(CORE_BODY_RULES)),
+                _managed("Core", 3, "AWSManagedRulesCommonRuleSet", tuple(BASELINE_BODY_RULES)),
                 _managed(
                     "KnownBadInputs", 4, "AWSManagedRulesKnownBadInputsRuleSet", tuple(BAD_INPUT_BODY_RULES)
                 ),

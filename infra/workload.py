@@ -128,7 +128,7 @@ class Workload(Construct):
         acknowledge(
             task.obtain_execution_role(),
             "IAM5[Resource::*]",
-            "ecr:GetAuthorizationToken has no resource; the other statements name image and log group.",
+            "A registry's token has no resource (ecr:GetAuthorizationToken); image and log group are named.",
         )
         return task
 
