@@ -48,12 +48,6 @@ $(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.tx
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
 
-$(INFRA): requirements/infra.txt | $(INSTALLED)
-	@echo "setup: installing the pinned requirements of the stack into .venv-infra"
-	@$(PY) -m venv --clear .venv-infra
-	@$(INFRA_PY) -m pip install --quiet --require-hashes -r requirements/infra.txt
-	@touch $@
-
 run: $(INSTALLED) ## start everything on this machine and print a curl; MODEL=bedrock talks to Bedrock itself
 	@echo "run: starting the local stack (Ctrl-C stops it)"
 	@$(PY) -m local $(if $(MODEL),--model $(MODEL))
@@ -68,6 +62,12 @@ check: $(INSTALLED) $(INFRA_WITH_NODE) ## lint, format and types; changes nothin
 	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; exit 1; }
 	@$(PY) -m mypy --no-error-summary
 	@if [ -n "$(INFRA_WITH_NODE)" ]; then $(PY) -m mypy --no-error-summary --python-executable $(INFRA_PY) infra; fi
+
+$(INFRA): requirements/infra.txt | $(INSTALLED)
+	@echo "setup: installing the pinned requirements of the stack into .venv-infra"
+	@$(PY) -m venv --clear .venv-infra
+	@$(INFRA_PY) -m pip install --quiet --require-hashes -r requirements/infra.txt
+	@touch $@
 
 synth: $(INFRA) ## synthesize the stack of STAGE=dev into cdk.out, and local/gateway.json from it; ARGS="-c NAME=VALUE" is passed on
 	@echo "synth: the stack of $(STAGE) into cdk.out"
@@ -96,12 +96,13 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 			--no-emit-index-url --no-emit-find-links --annotation-style line \
 			--custom-compile-command "make lock" "$$@"; \
 	}; \
+	compile requirements/infra.in --fork-strategy fewest --output-file requirements/infra.txt; \
 	compile requirements/service.in --output-file requirements/service.txt; \
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
-	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
-	compile requirements/infra.in --fork-strategy fewest --output-file requirements/infra.txt
+	compile requirements/model.in --no-deps --output-file requirements/model.txt
 
 clean: ## remove everything that make has made
-	@echo "clean: removing .venv, .venv-infra, cdk.out, caches and the local stack's files"
-	@rm -rf .venv .venv-infra cdk.out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
+	@echo "clean: removing .venv, caches and the local stack's files"
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf .venv-infra cdk.out
