@@ -1,7 +1,7 @@
 # Headrace from a clean clone. Needs Python 3.11 or newer and nothing else; works with GNU make 3.81 (macOS) and later.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check drill bench lock clean
+.PHONY: help setup run test check synth deploy drill bench lock clean
 
 # Candidates, best first; or name one: make setup PYTHON=/path/to/python3.13
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
@@ -9,6 +9,12 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 EMULATORS := .emulators/.installed
 UV := uv==0.13.8
+INFRA := .venv-infra/.installed
+INFRA_PY := .venv-infra/bin/python
+CDK := aws-cdk@2.1148.1
+STAGE ?= dev
+# The CDK runs on Node. Where there is none its tests are skipped and say so (under CI=true that fails them).
+INFRA_WITH_NODE := $(if $(shell node --version 2>/dev/null),$(INFRA))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -66,11 +72,27 @@ test: check $(EMULATORS) ## check, then run all tests and measure their coverage
 	@echo "test: unit, contract and end-to-end tests with branch coverage"
 	@$(PY) -m pytest --quiet -rs --cov --cov-report=term-missing:skip-covered
 
-check: $(INSTALLED) ## lint, format and types; changes nothing
+check: $(INSTALLED) $(INFRA_WITH_NODE) ## lint, format and types; changes nothing
 	@echo "check: lint, format, types"
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; exit 1; }
 	@$(PY) -m mypy --no-error-summary
+	@if [ -n "$(INFRA_WITH_NODE)" ]; then $(PY) -m mypy --no-error-summary --python-executable $(INFRA_PY) infra; fi
+
+$(INFRA): requirements/infra.txt | $(INSTALLED)
+	@echo "setup: installing the pinned requirements of the stack into .venv-infra"
+	@$(PY) -m venv --clear .venv-infra
+	@$(INFRA_PY) -m pip install --quiet --require-hashes -r requirements/infra.txt
+	@touch $@
+
+synth: $(INFRA) ## synthesize the stack of STAGE=dev into cdk.out, and local/gateway.json from it; ARGS="-c NAME=VALUE" is passed on
+	@echo "synth: the stack of $(STAGE) into cdk.out"
+	@$(INFRA_PY) -m infra.app -c stage=$(STAGE) $(ARGS) --output cdk.out
+	@if [ "$(STAGE)$(ARGS)" = dev ]; then $(INFRA_PY) -m infra.extract cdk.out local/gateway.json; fi
+
+deploy: $(INFRA) ## deploy STAGE=dev with the AWS credentials of the shell; ARGS="-c NAME=VALUE" is passed on
+	@echo "deploy: the stack of $(STAGE) (docs/operations.md says what to look at the first time)"
+	@npx --yes $(CDK) deploy --all --require-approval broadening -c stage=$(STAGE) $(ARGS)
 
 SEEDS ?= 1
 STORE ?= sqlite
@@ -94,6 +116,7 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 			--no-emit-index-url --no-emit-find-links --annotation-style line \
 			--custom-compile-command "make lock" "$$@"; \
 	}; \
+	compile requirements/infra.in --fork-strategy fewest --output-file requirements/infra.txt; \
 	compile requirements/service.in --output-file requirements/service.txt; \
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
 	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
@@ -108,3 +131,4 @@ clean: ## remove everything that make has made
 	@echo "clean: removing .venv, .emulators, caches and the local stack's files"
 	@rm -rf .venv .emulators .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf .venv-infra cdk.out

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = sorted(path.name for path in REQUIREMENTS.glob("*.txt"))
 OURS = ("service", "local", "bench", "tests")
-NAMED_OTHERWISE = {"jwt": "pyjwt"}
+STACK = "infra"
+NAMED_OTHERWISE = {"jwt": "pyjwt", "aws_cdk": "aws-cdk-lib"}
 # Chosen by uvicorn by itself where it is installed; named so that every platform gets the same.
 CHOSEN_BY_NAME = {"uvloop"}
 
@@ -33,7 +34,7 @@ def imported_by(*packages: str) -> set[str]:
     found = {name.partition(".")[0] for source in sources for name in imports(Module("", source), ())}
     return {
         NAMED_OTHERWISE.get(name, name.replace("_", "-"))
-        for name in found - sys.stdlib_module_names - {*OURS}
+        for name in found - sys.stdlib_module_names - {*OURS, STACK}
     }
 
 
@@ -45,6 +46,10 @@ def test_what_everything_else_imports_is_required() -> None:
     required = pins("service.in").keys() | pins("dev.in").keys() | pins("model.in").keys()
 
     assert imported_by(*OURS) - required == set()
+
+
+def test_what_the_stack_imports_is_what_it_requires() -> None:
+    assert imported_by(STACK) | {"cfn-lint"} == pins("infra.in").keys()
 
 
 @pytest.mark.parametrize("name", LOCKS)
