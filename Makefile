@@ -68,9 +68,11 @@ run: $(INSTALLED) ## start everything on this machine and print a curl; MODEL=be
 	@echo "run: starting the local stack (Ctrl-C stops it)"
 	@$(PY) -m local $(if $(MODEL),--model $(MODEL))
 
+# Most tests wait for something, so one more worker than there are cores; each has an emulator of its own.
+WORKERS ?= 3
 test: check $(EMULATORS) ## check, then run all tests and measure their coverage
 	@echo "test: unit, contract and end-to-end tests with branch coverage"
-	@$(PY) -m pytest --quiet -rs --cov --cov-report=term-missing:skip-covered
+	@$(PY) -m pytest --quiet -rs -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 check: $(INSTALLED) $(INFRA_WITH_NODE) ## lint, format and types; changes nothing
 	@echo "check: lint, format, types"
