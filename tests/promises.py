@@ -205,6 +205,10 @@ EDGE: Final = {
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),
+    "image-asks-for-nothing": Promise(
+        "The image serves on a read-only root, without user or capabilities, and has nothing that installs.",
+        _OPERATIONS,
+    ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION
     ),
