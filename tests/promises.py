@@ -205,6 +205,10 @@ EDGE: Final = {
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),
+    "smoke-finds-what-is-broken": Promise(
+        "The smoke test succeeds only if all that it asks for was seen to hold, and shows no token.",
+        _OPERATIONS,
+    ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION
     ),
