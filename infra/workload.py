@@ -145,7 +145,9 @@ class Workload(Construct):
             idle_timeout=cdk.Duration.seconds(timeouts.ALB_IDLE_S),
             client_keep_alive=cdk.Duration.seconds(timeouts.ALB_CLIENT_KEEP_ALIVE_S),
             drop_invalid_header_fields=True,
-            desync_mitigation_mode=elb.DesyncMitigationMode.STRICTEST,
+            # The strictest refuses what is odd and harmless, too, such as a GET with `Content-Length: 0`: how
+            # API Gateway writes its requests is not documented, and nobody else is let in.
+            desync_mitigation_mode=elb.DesyncMitigationMode.DEFENSIVE,
         )
         listener = balancer.add_listener(
             "Listener",
