@@ -88,8 +88,36 @@ def test_no_resource_of_the_task_has_a_wildcard(stacks: Stacks) -> None:
         and "Resource" in statement
     ]
 
-    assert len(granted) == 7
+    assert len(granted) == 9
     assert [text for text in granted if "*" in text] == []
+
+
+def test_indexes_are_read_and_nothing_else(stacks: Stacks) -> None:
+    of_indexes = [
+        (statement["Action"], [resource["Fn::Join"][1][-1] for resource in statement["Resource"]])
+        for name, statement in stacks.statements()
+        if name.startswith(("WorkloadTaskTaskRole", "NetworkVpcDynamoDb"))
+        and "/index/" in json.dumps(statement.get("Resource"))
+    ]
+
+    assert of_indexes == [("dynamodb:Query", ["/index/held", "/index/listed"])] * 2
+
+
+def test_private_ways_lead_to_bedrock_dynamodb_and_images_and_not_to_the_issuer(stacks: Stacks) -> None:
+    ways = {
+        (json.dumps(endpoint["ServiceName"]).rpartition(".")[2].rstrip('"]}'), endpoint["VpcEndpointType"])
+        for endpoint in stacks.of_type("EC2::VPCEndpoint").values()
+    }
+
+    assert ways == {("bedrock-runtime", "Interface"), ("dynamodb", "Gateway"), ("s3", "Gateway")}
+
+
+def test_the_load_balancer_takes_what_api_gateway_sends(stacks: Stacks) -> None:
+    balancer = stacks.only("ElasticLoadBalancingV2::LoadBalancer")["LoadBalancerAttributes"]
+    attributes = {each["Key"]: each["Value"] for each in balancer}
+
+    assert attributes["routing.http.desync_mitigation_mode"] == "defensive"
+    assert attributes["routing.http.drop_invalid_header_fields.enabled"] == "true"
 
 
 def test_the_endpoints_let_nobody_but_the_task_pass(stacks: Stacks) -> None:
