@@ -10,6 +10,19 @@ from tests.synthesis import Stacks
 pytestmark = pytest.mark.timeout(180)
 
 
+# https://docs.aws.amazon.com/waf/latest/developerguide/aws-managed-rule-groups-baseline.html
+LABELS = {
+    "awswaf:managed:aws:core-rule-set:SizeRestrictions_Body",
+    "awswaf:managed:aws:core-rule-set:CrossSiteScripting_Body",
+    "awswaf:managed:aws:core-rule-set:EC2MetaDataSSRF_Body",
+    "awswaf:managed:aws:core-rule-set:GenericLFI_Body",
+    "awswaf:managed:aws:core-rule-set:GenericRFI_Body",
+    "awswaf:managed:aws:known-bad-inputs:JavaDeserializationRCE_Body",
+    "awswaf:managed:aws:known-bad-inputs:Log4JRCE_Body",
+    "awswaf:managed:aws:known-bad-inputs:ReactJSRCE_Body",
+}
+
+
 def actions(statement: dict[str, object]) -> list[str]:
     found = statement["Action"]
     return [str(action) for action in found] if isinstance(found, list) else [str(found)]
@@ -174,6 +187,19 @@ def test_no_log_has_the_token_or_content(stacks: Stacks) -> None:
     ] == [False] * 6
 
 
+def test_the_firewall_stands_before_the_api_and_logs_where_waf_can(stacks: Stacks) -> None:
+    association = stacks.only("WAFv2::WebACLAssociation")
+    (destination,) = stacks.only("WAFv2::LoggingConfiguration")["LogDestinationConfigs"]
+    ((stage,), (group,)) = (
+        [name for name in stacks.of_type(kind) if name.startswith(prefix)]
+        for kind, prefix in (("ApiGateway::Stage", "Api"), ("Logs::LogGroup", "WafLogs"))
+    )
+
+    assert {"Ref": stage} in association["ResourceArn"]["Fn::Join"][1]
+    assert destination["Fn::Join"][1][-2:] == [":log-group:", {"Ref": group}]
+    assert stacks.resources[group]["Properties"]["LogGroupName"].startswith("aws-waf-logs-")
+
+
 def test_the_container_can_change_nothing_and_is_nobody(stacks: Stacks) -> None:
     (container,) = stacks.only("ECS::TaskDefinition")["ContainerDefinitions"]
 
@@ -241,6 +267,7 @@ def test_what_is_in_front_of_prompts_counts_and_blocks_elsewhere(stacks: Stacks)
     ]
     assert all(action == {"Count": {}} for action in counted.values())
     assert {name.upper() for name in labels} == {name.upper() for name in counted}
+    assert {each["LabelMatchStatement"]["Key"] for each in labelled["OrStatement"]["Statements"]} == LABELS
     assert acl["Rules"][-1]["Action"] == {"Block": {}}
     assert list(elsewhere) == ["NotStatement"]
     assert acl["AssociationConfig"]["RequestBody"]["API_GATEWAY"] == {"DefaultSizeInspectionLimit": "KB_64"}
