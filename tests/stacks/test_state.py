@@ -99,6 +99,8 @@ def test_tasks_are_counted_by_their_streams(stacks: Stacks) -> None:
         ("tasks", False),
         ("streams", True),
     ]
+    # A balancer without connections reports nothing at all, and nothing is not less.
+    assert streams[-1]["Expression"] == "FILL(connections, 0) / 2 / tasks"
     assert {policy["TargetTrackingScalingPolicyConfiguration"]["ScaleInCooldown"] for policy in policies} == {
         900
     }
