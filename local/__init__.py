@@ -8,6 +8,15 @@
          |  tether.py    runs inside each child and ends it when its parent is gone
          |  places.py    its ports, its environment, the file that says where it is
          |
+         +-- gateway.py    API Gateway and load balancer, from the synthesized template: where callers begin
+         |     gateway.json           the API part of the template; `make synth` writes it
+         |     gateway_api.py         what stands in it: methods, authorizers, limits
+         |     gateway_request.py     sizes, validation, what the backend gets of a request
+         |     gateway_authorizer.py  whose ID tokens get past
+         |     gateway_transfer.py    answers: streamed or buffered, cut at their time
+         |     gateway_balancer.py    which process gets a request
+         |     gateway_pace.py        requests and bytes a second
+         |     gateway_refusals.py    what it answers itself
          +-- issuer.py     Cognito: ID and access tokens, JWKS
          +-- bedrock.py    Bedrock's runtime endpoint: POST /model/{modelId}/converse-stream
          |     http_server.py  HTTP/1.1 with control over every byte written

@@ -23,6 +23,7 @@ DIRECTORY: Final = Path(".local")
 CATALOG: Final = Path("headrace.toml")
 ISSUER_PORT: Final = 8081
 BEDROCK_PORT: Final = 8082
+SERVICE_PORT: Final = 8083
 _PROMPT: Final = "Why do rivers meander?"
 _ANSWERS: Final = {
     "smollm2": "Answers come from SmolLM2-135M on this machine, a demo model: fluent, often wrong.",
@@ -106,9 +107,9 @@ def main() -> int:
     """Run the stack; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m local", description="Headrace on this machine.")
     parser.add_argument("--model", choices=("smollm2", "bedrock"), default="smollm2", help="who answers")
-    parser.add_argument("--port", type=int, default=8080, help="where the service listens")
+    parser.add_argument("--port", type=int, default=8080, help="where the gateway listens")
     arguments = parser.parse_args()
-    ports = (arguments.port, ISSUER_PORT, BEDROCK_PORT)
+    ports = (arguments.port, ISSUER_PORT, BEDROCK_PORT, SERVICE_PORT)
     stack = Stack(DIRECTORY, catalog=CATALOG, answers=arguments.model, ports=ports)
     fault = asyncio.run(run(stack))
     if fault is not None:

@@ -1,11 +1,12 @@
-"""The local stack: issuer, Bedrock endpoint and service as real processes on loopback, in one directory.
+"""The local stack: gateway, service, issuer, Bedrock endpoint as real processes on loopback, in one folder.
 
 ``python -m local`` runs one; e2e tests run their own::
 
     async with Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack:
         await stack.bedrock.script(MODEL_ID, answer("Hello there."))
         token = await stack.token("ann", groups=["demo"])
-        ... requests to stack.services[0].url ...
+        ... requests to stack.url ...                   through the gateway, to whichever service
+        ... requests to stack.services[0].url ...       to this one, with no gateway in between
         await stack.services[0].kill()                  kill -9; the store and the other service go on
         await stack.services[0].start()                 the same address again
         stack.emulator.stall()                          of DynamoDB, if the stack was given `tables`
@@ -13,12 +14,14 @@
 
 The directory holds the store (``headrace.db``), a log file per process and ``stack.json``, which says where
 things are as long as they are there; the `headrace` command line reads it. Several services share the store.
-With `tables` the store is DynamoDB Local, in memory, and gone with the stack.
+With `tables` the store is DynamoDB Local, in memory, and gone with the stack. The gateway enforces what the
+template says (`gateway.json`), or a changed extract of it.
 A child knows its addresses through its environment only, and sees nothing of the caller's HEADRACE_* settings
 and, unless Bedrock itself answers, nothing of the caller's AWS account.
 """
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,6 +33,7 @@ import aiohttp
 
 from local.control import BedrockControl
 from local.dynamodb import DynamoDbLocal
+from local.gateway_api import EXTRACT
 from local.issuer import AUDIENCE, LIFETIME_S, POOL
 from local.model import weights_path
 from local.places import announced, clean_environ, free_port, locked
@@ -43,12 +47,13 @@ class Stack:
     """An async context manager: ready when entered, nothing left behind when left.
 
     `catalog` is the path of a catalog, or its text. `services` says how many there are, or the module that
-    each of them runs. `ports` are the ones wanted for the service, the issuer and the Bedrock endpoint: one
-    that is taken is replaced by a free one, which `notes` says; None means any free one. `tables` puts the
-    store on DynamoDB: the definition of each table (CreateTable's parameters) by the setting that names the
-    table to the service; None means SQLite. `environ` is added to what each service sees. `choose`
-    ("package.module:function") picks the script of each call by its request, instead of what `bedrock.script`
-    says.
+    each of them runs; with none there is no gateway either. `ports` are the ones wanted for the gateway, the
+    issuer, the Bedrock endpoint and the first service: one that is taken is replaced by a free one, which
+    `notes` says; None means any free one. `gateway` is the extract that the gateway enforces (None: there is
+    no gateway), `time_scale` how long a second of its times is. `tables` puts the store on DynamoDB: the
+    definition of each table (CreateTable's parameters) by the setting that names the table to the service;
+    None means SQLite. `environ` is added to what each service sees. `choose` ("package.module:function") says
+    the script of each call by its request, instead of `bedrock.script`.
     """
 
     def __init__(
@@ -58,7 +63,9 @@ class Stack:
         catalog: Path | str,
         answers: Answers = "smollm2",
         services: int | Sequence[str] = 1,
-        ports: tuple[int, int, int] | None = None,
+        ports: tuple[int, int, int, int] | None = None,
+        gateway: Path | None = EXTRACT,
+        time_scale: float = 1.0,
         tables: Mapping[str, Mapping[str, Any]] | None = None,
         environ: Mapping[str, str] | None = None,
         choose: str | None = None,
@@ -73,6 +80,9 @@ class Stack:
         self._catalog = catalog
         self._modules = ("service",) * services if isinstance(services, int) else tuple(services)
         self._ports = ports
+        self._extract = gateway.resolve() if gateway and self._modules else None
+        self._enforced = json.loads(self._extract.read_text(encoding="utf-8")) if self._extract else {}
+        self._time_scale = time_scale
         self._tables = tables
         self._extra = environ or {}
         self._choose = choose
@@ -99,15 +109,18 @@ class Stack:
         if self._tables is not None:
             self._emulator = await opening.enter_async_context(DynamoDbLocal(self.directory))
             await asyncio.to_thread(self._emulator.create_tables, *self._tables.values())
-        wanted = self._ports or (None, None, None)
+        wanted = self._ports or (None, None, None, None)
         self.issuer = self._upstream("issuer", wanted[1])
         if self.answers != "bedrock":
             self._endpoint = self._upstream("bedrock", wanted[2], *self._scripted())
         upstreams = list(self.processes)
         self.services = [
-            self._service(number, module, wanted[0] if number == 1 else None)
+            self._service(number, module, wanted[3] if number == 1 else None)
             for number, module in enumerate(self._modules, 1)
         ]
+        if self._extract is not None:
+            self.gateway = self._edge(self._extract, wanted[0])
+            upstreams.append(self.gateway)
         await opening.enter_async_context(self._running(upstreams, stop_s=2.0))
         await opening.enter_async_context(self._running(self.services, stop_s=self._stop_s))
         opening.enter_context(announced(self.directory / "stack.json", self._whereabouts()))
@@ -116,8 +129,10 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """The address of the first service."""
-        return self.services[0].url
+        """Where callers begin: the gateway's stage; the first service if there is no gateway."""
+        if self._extract is None:
+            return self.services[0].url
+        return f"{self.gateway.url}/{self._enforced['stage']}"
 
     @property
     def issuer_url(self) -> str:
@@ -206,12 +221,26 @@ class Stack:
             "HEADRACE_ISSUER": self.issuer_url,
             "HEADRACE_AUDIENCES": AUDIENCE,
             "HEADRACE_JWKS_URL": f"{self.issuer_url}/.well-known/jwks.json",
+            "HEADRACE_CORS_ORIGINS": self._origin(),
             **self._store(),
         }
         if self.answers != "bedrock":
             settings["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] = self._endpoint.url
         environ = {**self._environ(), **settings, **self._extra}
         return self._child(name, module, [], port, environ)
+
+    def _origin(self) -> str:
+        """Return the origin whose pages may read the edge's refusals: the service lets in the same one."""
+        refusal = self._enforced.get("refusals", {}).get("DEFAULT_4XX", {"headers": {}})
+        origin: str = refusal["headers"].get("Access-Control-Allow-Origin", "").strip("'")
+        return origin if origin != "*" else ""
+
+    def _edge(self, extract: Path, wanted: int | None) -> Process:
+        port = self._port("gateway", wanted)
+        arguments = ["--port", str(port), "--extract", str(extract), "--time-scale", str(self._time_scale)]
+        arguments += ["--issuer", self.issuer_url, "--client-id", AUDIENCE]
+        arguments += [word for service in self.services for word in ("--service", service.url)]
+        return self._child("gateway", "local.gateway", arguments, port, self._environ())
 
     def _store(self) -> dict[str, str]:
         if self._tables is None:
@@ -258,6 +287,7 @@ class Stack:
             pids["dynamodb"] = self.emulator.pid
         return {
             "url": self.url if self.services else None,
+            "services": [service.url for service in self.services],
             "issuer": self.issuer_url,
             "token_url": self.token_url,
             "pids": {"stack": os.getpid(), **pids},

@@ -5,7 +5,7 @@ started here, and the token comes from that stack's issuer, a fresh one when it 
 comes from a file (read again when it has expired) or from stdin, never from an argument, which every process
 can read. Tokens of the local issuer go to loopback only.
 
-    .local/stack.json    {"url": "http://127.0.0.1:8080", "token_url": "http://127.0.0.1:8090/token"}
+    .local/stack.json    {"url": "http://127.0.0.1:8080/dev", "token_url": "http://127.0.0.1:8081/token"}
 """
 
 import argparse

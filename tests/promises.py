@@ -42,6 +42,10 @@ STREAMS: Final = {
     "segment-ends-with-reconnect": Promise(
         "A response ends with `reconnect` and a cursor before API Gateway would cut it.", _API
     ),
+    "outlasts-the-edge": Promise(
+        "An answer that takes longer than API Gateway lets a response last arrives whole, once and in order.",
+        _API,
+    ),
     "slow-reader-bounded": Promise(
         "A reader that does not keep up costs a bounded amount of memory and delays nobody else.",
         _ARCHITECTURE,
@@ -124,6 +128,10 @@ IDENTITY: Final = {
         "Only a valid ID token of the configured issuer and clients is accepted; every other token is 401.",
         _API,
     ),
+    "edge-refuses-first": Promise(
+        "Without a valid ID token of the deployment's clients nothing gets through the edge to the service.",
+        _ARCHITECTURE,
+    ),
     "wycheproof": Promise(
         "No JWS of the Wycheproof vectors that is invalid, or signed with anything but RS256, is accepted.",
         _API,
@@ -198,6 +206,10 @@ EDGE: Final = {
     "bad-input-refused": Promise(
         "Input that is not documented is refused before anything is reserved, with the place that is wrong.",
         _API,
+    ),
+    "wrong-template-found": Promise(
+        "A template whose edge does not stream, protect, validate or lead to the service fails a test.",
+        _ARCHITECTURE,
     ),
     "no-content-in-logs": Promise(
         "No token, prompt, tool argument or completion appears in any log line.", _ARCHITECTURE

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -226,11 +227,11 @@ async def test_the_documented_clients_survive_cut_connections_and_killed_process
     async with (
         Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
         calling(stack) as ann,
-        CuttingProxy([service.url for service in stack.services], cut_after_s=0.2) as proxy,
+        CuttingProxy([stack.gateway.url], cut_after_s=0.2) as proxy,
         asyncio.timeout(SAMPLE_LIMIT_S),
     ):
         await stack.bedrock.script("writer-model", slow.insert(20, Wait("never")), slow)
-        client = await run_sample(language, proxy.url, ann.token)
+        client = await run_sample(language, proxy.url + urlsplit(stack.url).path, ann.token)
         await stack.bedrock.account(waiting="never")
         await asyncio.gather(*(service.kill() for service in stack.services))
         await asyncio.gather(*(service.start() for service in stack.services))

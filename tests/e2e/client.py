@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from local.process import Process
 from local.stack import Stack
 from tests.sse import Dispatched, SseParser
 
@@ -71,6 +72,16 @@ class Stream:
             self.body += await self.response.content.read()
         return self.body
 
+    async def to_its_end(self) -> bool:
+        """Read until the response ends, and say whether it was cut off."""
+        async with asyncio.timeout(WAIT_S):
+            try:
+                while piece := await self.response.content.readany():
+                    self.body += piece
+            except aiohttp.ClientPayloadError:
+                return True
+        return False
+
     @property
     def events(self) -> list[Dispatched]:
         return SseParser().feed(self.body)
@@ -78,7 +89,7 @@ class Stream:
 
 @dataclass
 class Caller:
-    """A principal with its token, at one service."""
+    """A principal with its token, at the gateway of a stack or at one service."""
 
     session: aiohttp.ClientSession
     url: str
@@ -126,12 +137,12 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(stack: Stack, user: str = "ann") -> AsyncIterator[Caller]:
-    """Be a principal at the first service of a stack."""
+async def calling(stack: Stack, user: str = "ann", *, at: Process | None = None) -> AsyncIterator[Caller]:
+    """Be a principal at the gateway of a stack, or right at one of its services."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=WAIT_S, sock_read=WAIT_S)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        yield Caller(session, stack.url, await stack.token(user))
+        yield Caller(session, at.url if at else stack.url, await stack.token(user))
 
 
 async def ended(caller: Caller, location: str) -> dict[str, Any]:

@@ -235,6 +235,7 @@ async def crashing(
             tables=TABLES[store],
             environ={JOURNAL: str(directory / _JOURNAL), **(environ or {})},
             choose=CHOOSE,
+            gateway=None,  # each job is given to the process that will die of it
         ) as stack,
         aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
     ):

@@ -1,4 +1,4 @@
-"""`headrace invoke` behind a proxy that cuts every connection: the answer is printed once and in order.
+"""`headrace invoke` behind a proxy that cuts all connections to the edge: the answer is printed once.
 
 In the suite the sizes are a fifth: a cut every 0.4 s, an answer of 12 s. `python -m
 tests.e2e.test_cut_connections` runs it at full size, 2 s and 60 s, and says how often it was cut.
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -34,9 +35,8 @@ class Printed(NamedTuple):
 
 
 async def invoke(stack: Stack, *options: str, cut_after_s: float, by_reset: bool, limit_s: float) -> Printed:
-    """Run the command against all services of a stack, through a proxy of its own."""
-    urls = [service.url for service in stack.services]
-    async with CuttingProxy(urls, cut_after_s=cut_after_s, by_reset=by_reset) as proxy:
+    """Run the command against a stack, through a proxy of its own before the gateway."""
+    async with CuttingProxy([stack.gateway.url], cut_after_s=cut_after_s, by_reset=by_reset) as proxy:
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,
@@ -46,7 +46,7 @@ async def invoke(stack: Stack, *options: str, cut_after_s: float, by_reset: bool
                 "writer",
                 "Count.",
                 "--url",
-                proxy.url,
+                proxy.url + urlsplit(stack.url).path,
                 *options,
             ),
             cwd=stack.directory.parent,

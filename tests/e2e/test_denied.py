@@ -46,7 +46,7 @@ async def headrace(stack: Stack, *arguments: str) -> str:
 async def test_who_is_denied_loses_streams_and_jobs_on_every_process(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path, catalog=PATIENT, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
         calling(stack, "bob") as bob,
     ):
         await stack.bedrock.script(MODEL, answer(deltas=WORDS).insert(5, Wait("never")))

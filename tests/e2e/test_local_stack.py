@@ -116,7 +116,7 @@ async def test_services_share_a_store_and_a_killed_one_comes_back_at_its_address
 
         assert [status for status, _ in (before, other, after)] == [200, 200, 200]
         assert all("invocationCompleted" in body for _, body in (before, other, after))
-        assert told["url"] == urls[0]
+        assert (told["url"], told["services"]) == (stack.url, urls)
         assert told["pids"]["service-2"] == stack.services[1].pid
         assert [call.outcome for call in calls] == ["finished"] * 3
         assert (tmp_path / "headrace.db").exists()

@@ -72,7 +72,10 @@ def open_files(pid: int) -> int:
 async def test_a_thousand_readers_that_are_reset_at_once_leave_no_open_file(
     tmp_path: Path, readers: int
 ) -> None:
-    async with Stack(tmp_path, catalog=MANY, answers="scripts") as stack, calling(stack) as ann:
+    async with (
+        Stack(tmp_path, catalog=MANY, answers="scripts", gateway=None) as stack,
+        calling(stack) as ann,
+    ):
         await stack.bedrock.script("writer-model", answer(deltas=WORDS).insert(6, Wait("left")))
         service = stack.services[0]
         async with ann.submit() as first:

@@ -37,8 +37,9 @@ async def test_sigterm_ends_readers_with_reconnect_and_lets_the_job_finish(tmp_p
             await stream.until(b"word3")
             stack.services[0].send(signal.SIGTERM)
             await stream.whole()
-            ready, _ = await ann.get("/ready")
-            ping, health = await ann.get("/ping")
+            inside = ann.at(stack.services[0].url)
+            ready, _ = await inside.get("/ready")
+            ping, health = await inside.get("/ping")
             async with ann.submit() as refused:
                 problem = await refused.response.json(content_type="application/problem+json")
             await stack.bedrock.release("drained")
@@ -83,7 +84,7 @@ async def test_a_process_that_was_stopped_and_overtaken_writes_and_spends_nothin
 ) -> None:
     async with (
         Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         stopped, other = stack.services
         elsewhere = ann.at(other.url)
@@ -114,7 +115,7 @@ async def test_a_process_that_was_stopped_and_overtaken_writes_and_spends_nothin
 async def test_a_cancellation_reaches_the_process_that_runs_it_and_its_upstream(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         await stack.bedrock.script(MODEL, answer(deltas=WORDS).insert(5, Wait("never")))
         async with ann.submit() as stream:
@@ -136,7 +137,7 @@ async def test_a_cancellation_reaches_the_process_that_runs_it_and_its_upstream(
 async def test_a_retry_attaches_on_another_process_while_the_first_is_being_admitted(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         await stack.bedrock.script(MODEL, answer(deltas=WORDS))
         callers = [ann, ann.at(stack.services[1].url)] * 5
@@ -158,7 +159,7 @@ async def test_a_process_that_is_told_to_stop_hands_its_job_to_another_at_once(t
     catalog = CATALOG.replace("drain_s = 20", "drain_s = 1").replace("lease_s = 1.5", "lease_s = 60")
     async with (
         Stack(tmp_path, catalog=catalog, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         await stack.bedrock.script(MODEL, answer(deltas=WORDS).insert(5, Wait("never")), answer(deltas=WORDS))
         async with ann.submit() as stream:
@@ -178,7 +179,7 @@ async def test_a_process_that_is_told_to_stop_hands_its_job_to_another_at_once(t
 async def test_an_invocation_is_followed_from_another_process(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path, catalog=CATALOG, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         await stack.bedrock.script(MODEL, answer(deltas=WORDS).insert(5, Wait("followed")))
         elsewhere = ann.at(stack.services[1].url)
@@ -197,7 +198,7 @@ async def test_an_invocation_is_followed_from_another_process(tmp_path: Path) ->
 async def test_two_processes_admit_together_exactly_what_fits(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path, catalog=EDGE, answers="scripts", services=2) as stack,
-        calling(stack) as ann,
+        calling(stack, at=stack.services[0]) as ann,
     ):
         await stack.bedrock.script(MODEL, answer("Held.").insert(0, Wait("never")))
         callers = [ann, ann.at(stack.services[1].url)] * 15

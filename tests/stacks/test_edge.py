@@ -11,6 +11,7 @@ from infra.refusals import RATE_LIMITED, REFUSALS
 from infra.routes import ROUTES as PUBLISHED
 from service.api import ROUTES
 from service.middleware import REQUEST_ID
+from tests.mutations import MUTATIONS, Mutation
 from tests.synthesis import CONFIGURATIONS, ROOT, Stacks, run, settings
 from tests.test_docs import error_codes
 
@@ -240,36 +241,11 @@ def test_the_local_gateway_has_what_a_fresh_synthesis_has(dev: Stacks) -> None:
     assert checked_in == dev.edge, "make synth writes local/gateway.json"
 
 
-@pytest.mark.parametrize(
-    ("change", "seen"),
-    [
-        ({"Integration.ResponseTransferMode": "BUFFERED"}, {"mode": "BUFFERED"}),
-        ({"Integration.IntegrationTarget": None}, {"target": None}),
-        ({"Integration.Uri": "http://x/wrong"}, {"uri": "http://x/wrong"}),
-        ({"Integration.TimeoutInMillis": None}, {"timeout_ms": 29_000}),
-        ({"AuthorizationType": "NONE", "AuthorizerId": None}, {"authorizer": None}),
-        ({"RequestValidatorId": None}, {"validates": {"parameters": False, "body": False}}),
-    ],
-    ids=["buffered", "no target", "wrong path", "no timeout", "no authorizer", "no validation"],
-)
-def test_a_changed_template_is_a_changed_extract(
-    dev: Stacks, change: dict[str, Any], seen: dict[str, Any]
-) -> None:
-    gateway = json.loads(json.dumps(dev.gateway))
-    (name,) = [
-        name for name in gateway["Resources"] if name.startswith("ApiRestruntimesruntimeIdinvocationsPOST")
-    ]
-    for place, value in change.items():
-        *parents, last = place.split(".")
-        properties = gateway["Resources"][name]["Properties"]
-        for parent in parents:
-            properties = properties[parent]
-        properties[last] = value
-        if value is None:
-            del properties[last]
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
+def test_a_wrong_template_is_the_wrong_extract_that_fails_a_check(dev: Stacks, mutation: Mutation) -> None:
+    gateway = {**dev.gateway, "Resources": mutation.of_template(dev.gateway["Resources"])}
 
     changed = extract({"Headrace": gateway, "HeadraceData": dev.state})
 
-    (method,) = [each for each in changed["methods"] if each not in dev.edge["methods"]]
-    flat = method | method["integration"]
-    assert {key: flat[key] for key in seen} == seen
+    references = mutation.of_extract(dev.edge)["references"]  # what only the fault's place named may be gone
+    assert {**changed, "references": references} == mutation.of_extract(dev.edge) != dev.edge

@@ -72,6 +72,7 @@ async def drill(plan: Plan, directory: Path) -> Evidence:
         tables=TABLES[plan.store],
         environ={JOURNAL: str(journal)},
         choose=CHOOSE,
+        gateway=None,  # what is cut and stalled here are the service's own connections
     )
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(
