@@ -1,6 +1,6 @@
 """Containers of the image under test, through podman's command line, with the rights that ECS gives its task.
 
-`conftest` starts one for the module; tests start others. `.ci/image` has built the image, says its name in
+`conftest` starts one for all tests; some start their own. `.ci/image` has built the image, says its name in
 IMAGE and its base's in BASE, and gives podman a storage of its own; it runs pytest in a network namespace
 that has only loopback, which `--network=host` hands on to the container.
 """
@@ -16,14 +16,16 @@ from typing import Any, Final
 
 import aiohttp
 
+from infra.timeouts import STOP_S
+
 IMAGE: Final = os.environ.get("IMAGE", "headrace")
 BASE: Final = os.environ.get("BASE", "")
-STOP_S: Final = 120  # the stop timeout of the task definition
 _LIMIT_S: Final = 60.0
 _READY_S: Final = 45.0
 _AS_ON_ECS: Final = (
     *("--read-only", "--read-only-tmpfs=false"),  # podman would mount a writable /tmp; Fargate does not
-    *("--user=10001:10001", "--cap-drop=ALL", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"),
+    *("--user=10001:10001", "--cap-drop=ALL", "--ulimit=nofile=1024:1024"),
+    "--ulimit=nproc=1024:1024",  # podman's own default may be more than the one who runs it may give
     *("--no-healthcheck", "--log-driver=k8s-file", "--pull=never"),
 )
 
@@ -57,9 +59,9 @@ def inspected(image: str) -> Any:
     return found
 
 
-def run_once(*command: str, network: str = "none") -> str:
-    """Run a command instead of the service, in a container that is removed; return its output."""
-    return podman("run", "--rm", *_AS_ON_ECS, f"--network={network}", IMAGE, *command)
+def run_once(*command: str) -> str:
+    """Run a command instead of the service, where nothing serves, and return its output."""
+    return podman("run", "--rm", *_AS_ON_ECS, "--network=none", IMAGE, *command)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.timeouts import STOP_S
 from local.answers import answer
 from local.scripts import Wait
 from local.stack import Stack
@@ -17,7 +18,6 @@ from tests.e2e.client import Caller
 from tests.image.engine import (
     BASE,
     IMAGE,
-    STOP_S,
     Container,
     EngineFailed,
     inspected,
@@ -206,14 +206,7 @@ async def test_a_tool_of_ones_own_comes_in_by_an_image_on_top_of_it(
         encoding="utf-8",
     )
 
-    podman(
-        "build",
-        "--isolation=chroot",
-        "--pull=never",
-        "--format=docker",
-        "--tag=localhost/ours",
-        str(tmp_path),
-    )
+    podman("build", "--isolation=chroot", "--pull=never", "--tag=localhost/ours", str(tmp_path))
     async with running(environ, port=8091, image="localhost/ours") as container:
         status, listed = await ann.at(container.url).get("/runtimes")
 
