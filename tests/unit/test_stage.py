@@ -109,6 +109,7 @@ def test_text_of_the_command_line_becomes_what_the_field_is() -> None:
         ({"nat_gateways": 0}, "nat_gateways must be 1 or 2, one a zone at most, not 0"),
         ({"log_days": 15}, "log_days must be one of 7, 14, 30, 90, 180, 365, 400, not 15"),
         ({"ip_requests_per_5_min": 5}, "ip_requests_per_5_min must be at least 10, not 5"),
+        ({"federation": "[{"}, "federation must be a JSON list of objects with a kind each"),
         ({"federation": "{}"}, "federation must be a JSON list of objects with a kind each"),
     ],
 )
