@@ -1,6 +1,6 @@
 """What `headrace smoke` needs for every check, and the checks of refusals: who and what must get nothing.
 
-Called by `cli_smoke` and `cli_smoke_answers`; calls `client_probe`. A check returns what it saw, as a line,
+Called by the other `cli_smoke*`; calls `client_probe`. A check returns what it saw, as a line,
 or raises `NotHeld` (with what to do) or `Skipped`; what else breaks on the way is a `ClientError` and counts
 as not held. What it notices beside goes into `Visit.noticed`.
 
