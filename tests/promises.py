@@ -205,6 +205,10 @@ EDGE: Final = {
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),
+    "image-asks-for-nothing": Promise(
+        "The image serves on a read-only root, without user or capabilities, and has nothing that installs.",
+        _OPERATIONS,
+    ),
     "smoke-finds-what-is-broken": Promise(
         "The smoke test succeeds only if all that it asks for was seen to hold, and shows no token.",
         _OPERATIONS,
