@@ -83,6 +83,9 @@ class Waf(Construct):
             ],
         )
         waf.CfnWebACLAssociation(self, "Stage", resource_arn=stage_arn, web_acl_arn=self.acl.attr_arn)
+        self._log(stage, key)
+
+    def _log(self, stage: Stage, key: kms.IKey) -> None:
         logs = log_group(self, "Logs", stage=stage, key=key, name=f"aws-waf-logs-headrace-{stage.name}")
         waf.CfnLoggingConfiguration(
             self,

@@ -1,6 +1,6 @@
 """The command `headrace smoke`: whether an endpoint keeps the contract, asked from outside.
 
-Called by `cli`; runs the checks of `cli_smoke_checks` and `cli_smoke_answers`, a line each:
+Called by `cli`; runs the checks of the other `cli_smoke_*`, a line each:
 
     ok       streaming       96 deltas in 2.9 s; the first byte after 0.12 s, the last after 3.1 s
     FAILED   resume          1.7 came again after 1.9. Nothing may be ...
@@ -21,16 +21,7 @@ from typing import Final, NamedTuple
 
 from service.cli_access import Call, Misuse, another_token, open_endpoint
 from service.cli_exits import Exit
-from service.cli_smoke_answers import (
-    answers_async,
-    attaches,
-    cancels,
-    hides_from_others,
-    keeps_records,
-    meters,
-    resumes,
-    streams,
-)
+from service.cli_smoke_answers import attaches, hides_from_others, meters, streams
 from service.cli_smoke_checks import (
     NotHeld,
     Skipped,
@@ -41,6 +32,7 @@ from service.cli_smoke_checks import (
     refuses_garbage,
     refuses_no_token,
 )
+from service.cli_smoke_jobs import answers_async, cancels, keeps_records, resumes
 from service.cli_text import printable
 from service.client import ClientError, Endpoint, Refused
 from service.client_probe import Probe

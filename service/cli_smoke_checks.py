@@ -1,6 +1,6 @@
 """What `headrace smoke` needs for every check, and the checks of refusals: who and what must get nothing.
 
-Called by `cli_smoke` and `cli_smoke_answers`; calls `client_probe`. A check returns what it saw, as a line,
+Called by the other `cli_smoke*`; calls `client_probe`. A check returns what it saw, as a line,
 or raises `NotHeld` (with what to do) or `Skipped`; what else breaks on the way is a `ClientError` and counts
 as not held. What it notices beside goes into `Visit.noticed`.
 
@@ -21,7 +21,7 @@ from service.client_probe import SSE, Heard, Probe, Reply
 
 ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 ARN: Final = "arn:aws:bedrock-agentcore:us-east-1:123456789012:runtime/"
-EDGE_ID: Final = "x-amzn-requestid"  # API Gateway's own; its `x-amzn-errortype` says that it answered itself
+EDGE_ID: Final = "x-amzn-requestid"  # API Gateway's own, in every answer
 
 
 class NotHeld(Exception):
@@ -112,10 +112,11 @@ def refuses_no_token(visit: Visit) -> str:
     reply = _refused(visit, None)
     remapped = reply.headers.get("x-amzn-remapped-www-authenticate")
     challenge = reply.headers.get("WWW-Authenticate")
-    by_edge = reply.headers.get("x-amzn-errortype")
+    # The service says why in `detail`; templates of API Gateway know nothing of the token.
+    is_edges = EDGE_ID in reply.headers and "detail" not in reply.document
     visit.noticed["401"] = ", ".join(
         (
-            f"from API Gateway ({by_edge})" if by_edge else "from the service",
+            "from API Gateway" if is_edges else "from the service",
             reply.headers.get_content_type(),
             "WWW-Authenticate "
             + (challenge or (f"as x-amzn-remapped: {remapped}" if remapped else "missing")),
@@ -212,7 +213,7 @@ def _notice_request_id(visit: Visit) -> None:
     elif theirs == ours:
         said = "ours came back: nothing in front of the service sets its own"
     elif theirs == edges:
-        said = "API Gateway's: the same in its access log, the service's log and the answer"
+        said = "API Gateway's: the same in its access log, the service's and the answer"
     else:
         said = "not ours: something in front of the service sets it"
     visit.noticed["request id"] = said + (f" ({EDGE_ID} is {edges})" if edges and edges != theirs else "")
