@@ -136,8 +136,7 @@ class Api:
         """
         segments = raw_path.split("/")
         fitting = [path for path in self.methods if _fits(path.split("/"), segments)]
-        # A name goes before a parameter.
-        for path in sorted(fitting, key=lambda path: [part.startswith("{") for part in path.split("/")]):
+        for path in sorted(fitting):  # a name goes before a parameter: `{` comes after all letters
             if found := self.methods[path].get(method):
                 pairs = zip(path.split("/"), segments, strict=True)
                 return found, {part[1:-1]: sent for part, sent in pairs if part.startswith("{")}

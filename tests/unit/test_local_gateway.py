@@ -58,6 +58,7 @@ async def test_who_has_no_valid_id_token_of_our_client_does_not_get_past_the_aut
             "forged": f"Bearer {forged}",
             "expired": f"Bearer {own.id_token(expires_in=-1)}",
             "access token": f"Bearer {own.access_token()}",
+            "of another use": f"Bearer {own.id_token(claims={'token_use': 'access'})}",
             "of another client": f"Bearer {own.id_token(audience='headrace-local-too')}",
             "of another issuer": f"Bearer {own.id_token(claims={'iss': 'https://example.com'})}",
             "of nobody": f"Bearer {own.id_token(claims={'aud': None})}",
