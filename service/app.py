@@ -112,10 +112,19 @@ def open_store(store: str, config: ServiceConfig | None = None) -> AbstractAsync
     )
 
 
-def open_upstream(catalog: Catalog) -> AbstractAsyncContextManager[Model]:
-    """Open Bedrock, with as many connections as invocations may run."""
+@asynccontextmanager
+async def open_upstreams(catalog: Catalog) -> AsyncIterator[Mapping[str, Model]]:
+    """Open every upstream, by name, each with as many connections as invocations may run."""
     config = catalog.service
-    return BedrockModel.open(max_connections=config.running_invocations, silence_s=config.upstream_silence_s)
+    async with AsyncExitStack() as stack:
+        upstreams: dict[str, Model] = {}
+        for name in catalog.upstreams:
+            upstreams[name] = await stack.enter_async_context(
+                BedrockModel.open(
+                    max_connections=config.running_invocations, silence_s=config.upstream_silence_s
+                )
+            )
+        yield upstreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,7 @@ class Adapters:
     """What `create_app` opens; tests put doubles in their place."""
 
     open_store: Callable[[str, ServiceConfig], AbstractAsyncContextManager[Store]] = open_store
-    open_upstream: Callable[[Catalog], AbstractAsyncContextManager[Model]] = open_upstream
+    open_upstreams: Callable[[Catalog], AbstractAsyncContextManager[Mapping[str, Model]]] = open_upstreams
     open_jwks: Callable[[], AbstractAsyncContextManager[Fetch]] = jwks_client
     now_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = MONOTONIC_S
@@ -219,8 +228,8 @@ async def _open(
     )
     await identity.start()
     store = await stack.enter_async_context(adapters.open_store(settings.store, catalog.service))
-    model = await stack.enter_async_context(adapters.open_upstream(catalog))
-    runtimes = {name: _runtime(config, model, tools[name]) for name, config in catalog.runtimes.items()}
+    upstreams = await stack.enter_async_context(adapters.open_upstreams(catalog))
+    runtimes = {name: _runtime(config, upstreams, tools[name]) for name, config in catalog.runtimes.items()}
     jobs = Jobs.of(
         store,
         catalog,
@@ -257,8 +266,8 @@ async def _open(
     )
 
 
-def _runtime(config: RuntimeConfig, model: Model, tools: Tools) -> Runtime:
-    return ConverseRuntime(config, model, tools)
+def _runtime(config: RuntimeConfig, upstreams: Mapping[str, Model], tools: Tools) -> Runtime:
+    return ConverseRuntime(config, upstreams[config.upstream], tools)
 
 
 async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:

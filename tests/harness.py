@@ -119,8 +119,11 @@ async def serving(
     store_is_down: bool = False,
     issuer: ScriptedIssuer | None = None,
     settings: Mapping[str, Any] | None = None,
+    upstreams: Mapping[str, Model] | None = None,
 ) -> AsyncIterator[Served]:
-    """Run the service on `clock`, its upstream scripted with `calls`; `catalog` is appended TOML.
+    """Run the service on `clock`, its upstreams scripted with `calls`; `catalog` is appended TOML.
+
+    All upstreams of the catalog are one scripted model, but for those that `upstreams` names.
 
     Two of them with the same file as `store` are two processes of one deployment. Another store than SQLite's
     is given as what opens it.
@@ -141,8 +144,8 @@ async def serving(
     async def open_jwks() -> AsyncIterator[Fetch]:
         yield lambda _: issuer.fetch_jwks()
 
-    def open_upstream(_: Catalog) -> AbstractAsyncContextManager[Model]:
-        return contextlib.nullcontext(model)
+    def open_upstreams(opened: Catalog) -> AbstractAsyncContextManager[Mapping[str, Model]]:
+        return contextlib.nullcontext(dict.fromkeys(opened.upstreams, model) | dict(upstreams or {}))
 
     app = create_app(
         Settings(ISSUER, (CLIENT,), "https://keys", "sqlite::memory:", **(settings or {})),
@@ -150,7 +153,7 @@ async def serving(
         drain=drain,
         adapters=Adapters(
             open_store=open_store,
-            open_upstream=open_upstream,
+            open_upstreams=open_upstreams,
             open_jwks=open_jwks,
             now_s=lambda: clock.now_ms() / 1000,
             monotonic_s=clock.monotonic_s,
