@@ -38,6 +38,7 @@ from service.identity import Identity
 from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
+from service.models.openai_compat import OpenAICompatModel
 from service.problems import ON_ERROR
 from service.runtimes import Runtime
 from service.runtimes.converse import ConverseRuntime
@@ -115,16 +116,20 @@ def open_store(store: str, config: ServiceConfig | None = None) -> AbstractAsync
 @asynccontextmanager
 async def open_upstreams(catalog: Catalog) -> AsyncIterator[Mapping[str, Model]]:
     """Open every upstream, by name, each with as many connections as invocations may run."""
-    config = catalog.service
     async with AsyncExitStack() as stack:
         upstreams: dict[str, Model] = {}
         for name in catalog.upstreams:
-            upstreams[name] = await stack.enter_async_context(
-                BedrockModel.open(
-                    max_connections=config.running_invocations, silence_s=config.upstream_silence_s
-                )
-            )
+            upstreams[name] = await stack.enter_async_context(_upstream(catalog, name))
         yield upstreams
+
+
+def _upstream(catalog: Catalog, name: str) -> AbstractAsyncContextManager[Model]:
+    upstream, config = catalog.upstreams[name], catalog.service
+    max_connections, silence_s = config.running_invocations, config.upstream_silence_s
+    if upstream.kind == "bedrock":
+        return BedrockModel.open(max_connections=max_connections, silence_s=silence_s)
+    key = catalog.keys.get(name, "")
+    return OpenAICompatModel.open(upstream, key, max_connections=max_connections, silence_s=silence_s)
 
 
 @dataclass(frozen=True, slots=True)

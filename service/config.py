@@ -16,6 +16,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from service.config_reader import MAX_DEADLINE_S as MAX_DEADLINE_S
 from service.config_reader import Reader
+from service.config_upstreams import UpstreamConfig as UpstreamConfig
+from service.config_upstreams import keys_in, upstream_faults
 
 KIB: Final = 1024
 
@@ -193,14 +195,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamConfig:
-    """`[upstreams.NAME]`: a model backend."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """`[runtimes.NAME]`: a named agent."""
 
@@ -233,16 +227,20 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What this deployment serves: `headrace.toml`, validated as a whole."""
+    """What this deployment serves: `headrace.toml`, validated as a whole.
+
+    `keys` are the API keys of upstreams that the file leaves to the environment, by upstream.
+    """
 
     service: ServiceConfig = ServiceConfig()
     upstreams: Mapping[str, UpstreamConfig] = field(default_factory=dict)
     runtimes: Mapping[str, RuntimeConfig] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, path: Path) -> "Catalog":
-        """Read and validate the file.
+    def load(cls, path: Path, environ: Mapping[str, str] | None = None) -> "Catalog":
+        """Read and validate the file; `environ` holds the keys that it names.
 
         Raises:
             ConfigError: The file can't be read, is not TOML, or has faults; all of them.
@@ -253,10 +251,12 @@ class Catalog:
             raise ConfigError([f"the catalog {path} can't be read: {error.strerror}"]) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"the catalog {path} is not TOML: {error}"]) from error
-        return cls.from_document(document)
+        return cls.from_document(document, environ)
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Catalog":
+    def from_document(
+        cls, document: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    ) -> "Catalog":
         """Validate a parsed catalog.
 
         Raises:
@@ -280,17 +280,19 @@ class Catalog:
             for name, table in tables.items()
         }
         limits["default"] = default
-        for name, upstream in upstreams.items():
-            if upstream is not None and upstream.kind != "bedrock":
-                reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
+        for upstream in _present(upstreams).values():
+            reader.faults += upstream_faults(upstream)
         for name, runtime in runtimes.items():
             if runtime is not None:
                 _check_runtime(reader, f"runtimes.{name}", runtime, upstreams.keys())
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
+        keys = keys_in(_present(upstreams), environ or {}, reader.faults)
         if reader.faults:
             raise ConfigError(reader.faults)
-        return cls(service or ServiceConfig(), _present(upstreams), _present(runtimes), _present(limits))
+        return cls(
+            service or ServiceConfig(), _present(upstreams), _present(runtimes), _present(limits), keys
+        )
 
     def limits_of(self, groups: tuple[str, ...]) -> Limits:
         """Return the limits of a principal: of its groups' limits the largest, without any the default."""

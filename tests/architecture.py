@@ -28,6 +28,7 @@ LAYERS: Final[dict[int, set[str]]] = {
     },
     3: {
         *("models.bedrock", "models.aws_http", "models.eventstream"),
+        *("models.openai_compat", "models.sse"),
         *("models.connection", "models.pool", "models.retries"),
         *("stores.sqlite", "stores.dynamodb", "stores.packing", "stores.windows"),
         "telemetry",
@@ -55,6 +56,10 @@ EDGES: Final[dict[str, set[str]]] = {
     "readers": {"log", "wire"},
     "models.bedrock": {
         *("models.aws_http", "models.eventstream"),
+        *("models.connection", "models.pool", "models.retries"),
+    },
+    "models.openai_compat": {
+        "models.sse",
         *("models.connection", "models.pool", "models.retries"),
     },
     "models.aws_http": {"models.connection", "models.pool"},
@@ -87,6 +92,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.bedrock": {"aioboto3", "aiobotocore", "aiohttp", "botocore"} | JSON,
     "models.connection": {"httptools"} | JSON,
     "models.eventstream": JSON,
+    "models.openai_compat": {"aioboto3", "aiobotocore", "botocore"} | JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
     "stores.dynamodb": {"aioboto3", "aiobotocore", "botocore"},
     "telemetry": {"aws_lambda_powertools"},

@@ -202,6 +202,10 @@ EDGE: Final = {
     "no-content-in-logs": Promise(
         "No token, prompt, tool argument or completion appears in any log line.", _ARCHITECTURE
     ),
+    "keys-stay-private": Promise(
+        "An upstream's API key stands in no file, log line or error, and goes nowhere public without TLS.",
+        _CONFIGURATION,
+    ),
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),

@@ -129,7 +129,7 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         "runtimes.writer.max_turns must be a whole number from 1 to 1000, not 0",
         "runtimes.writer.deadline_s must be a number from 1 to 28800, not True",
         "limits.default.daily_tokens must be a whole number from 0 to 1e+15, not -1",
-        "upstreams.bedrock.kind must be \"bedrock\", not 'bedrok'",
+        'upstreams.bedrock.kind must be "bedrock" or "openai", not \'bedrok\'',
         "runtimes.writer.kind must be \"converse\", not 'python'",
         "runtimes.writer.model names the upstream 'nowhere', which [upstreams] lacks",
         'runtimes.poet.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
