@@ -66,6 +66,7 @@ def usage(account: Account, limits: Limits) -> dict[str, Any]:
                 "windowSeconds": window.window_s,
                 "limit": limit_tokens,
                 "used": window.used_tokens,
+                "usage": window.used.as_json(),
                 "reserved": account.reserved_tokens,
                 "remaining": max(0, limit_tokens - held_tokens),
                 "resetsAt": timestamp(window.resets_at_ms),

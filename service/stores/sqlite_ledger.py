@@ -39,6 +39,11 @@ _STANDING: Final = f"""
         (SELECT coalesce(sum(tokens), 0) FROM reservations WHERE sub = :sub AND expires_at_ms > :now),
         (SELECT count(*) FROM invocations WHERE sub = :sub AND state = 'running')
 """  # noqa: S608 - the sum is the constant above
+_USED: Final = """
+    SELECT coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+        coalesce(sum(cache_read_tokens), 0), coalesce(sum(cache_write_tokens), 0)
+    FROM usage WHERE user_id = ? AND period_id >= ? AND period_id < ?
+"""
 _BUCKETS: Final = f"""
     SELECT period_id, {COUNTED} FROM usage
     WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {COUNTED} > 0 ORDER BY period_id
@@ -115,15 +120,20 @@ def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *
 def account(db: sqlite3.Connection, sub: str, now_ms: int) -> Account:
     """Return what a principal has used, holds and runs."""
     standing, running = _standing(db, sub, now_ms)
+    day, month = (
+        Usage(*db.execute(_USED, (sub, first, end)).fetchone())
+        for first, end in (
+            (oldest_bucket_id(now_ms), BUCKET_PREFIX_END),
+            (month_id(now_ms), month_id(now_ms) + "\0"),
+        )
+    )
     month_begins_ms, month_ends_ms = month_bounds_ms(now_ms)
     oldest = next(iter(_buckets(db, sub, now_ms)), None)
     day_resets_ms = now_ms if oldest is None else oldest.ages_out_at_ms
     return Account(
         (
-            Window("daily", WINDOW_S, standing.day_tokens, day_resets_ms),
-            Window(
-                "monthly", (month_ends_ms - month_begins_ms) // 1000, standing.month_tokens, month_ends_ms
-            ),
+            Window("daily", WINDOW_S, day, day_resets_ms),
+            Window("monthly", (month_ends_ms - month_begins_ms) // 1000, month, month_ends_ms),
         ),
         standing.reserved_tokens,
         running,

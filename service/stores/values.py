@@ -163,13 +163,19 @@ class Paused:
 class Window:
     """One quota window of one principal.
 
-    `resets_at_ms`: when `used_tokens` next falls; of the daily one when its oldest bucket ages out.
+    `resets_at_ms`: when `used_tokens` next falls; of the daily one when its oldest bucket ages out. Of `used`
+    no call is marked `estimated`.
     """
 
     name: str
     window_s: int
-    used_tokens: int
+    used: Usage
     resets_at_ms: int
+
+    @property
+    def used_tokens(self) -> int:
+        """What counts against the window's quota."""
+        return self.used.counted_tokens
 
 
 @dataclass(frozen=True, slots=True)
