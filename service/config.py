@@ -8,12 +8,24 @@ begin, in `__main__` and `cli`, and nowhere else.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from service.config_options import NO_OPTIONS as NO_OPTIONS
+from service.config_options import (
+    OPTIONS,
+    model_faults,
+)
+from service.config_options import SYSTEM as SYSTEM
+from service.config_options import TOOLS as TOOLS
+from service.config_options import Guardrail as Guardrail
+from service.config_options import ModelName as ModelName
+from service.config_options import ModelOptions as ModelOptions
+from service.config_options import Reasoning as Reasoning
+from service.config_options import cache_points as cache_points
 from service.config_reader import MAX_DEADLINE_S as MAX_DEADLINE_S
 from service.config_reader import Reader
 
@@ -202,11 +214,15 @@ class UpstreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """`[runtimes.NAME]`: a named agent."""
+    """`[runtimes.NAME]`: a named agent. `model` is one name or several, tried in their order (`models`).
+
+    `first_event_s` is how long a model may take to its first event while there is another one to try.
+    """
 
     name: str
     kind: str
-    model: str = ""
+    model: str | tuple[str, ...] = ()
+    first_event_s: float = 60.0
     instructions: str = ""
     tools: tuple[str, ...] = ()
     groups: tuple[str, ...] = ("*",)
@@ -215,16 +231,12 @@ class RuntimeConfig:
     deadline_s: float = 3600.0
     on_disconnect: str = "continue"
     body_limit_bytes: int | None = None
+    options: ModelOptions = NO_OPTIONS
 
     @property
-    def upstream(self) -> str:
-        """The name of the upstream, before the first slash of `model`."""
-        return self.model.partition("/")[0]
-
-    @property
-    def model_id(self) -> str:
-        """The model's id as its upstream knows it, after the first slash of `model`."""
-        return self.model.partition("/")[2]
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that it may call, in the order in which they are tried."""
+        return tuple(map(ModelName.of, (self.model,) if isinstance(self.model, str) else self.model))
 
     def admits(self, groups: tuple[str, ...]) -> bool:
         """Tell whether a principal in these groups may call this runtime."""
@@ -270,7 +282,7 @@ class Catalog:
             for name, table in reader.named_tables("upstreams", document)
         }
         runtimes = {
-            name: reader.table(f"runtimes.{name}", table, RuntimeConfig, {"name": name})
+            name: _read_runtime(reader, name, table)
             for name, table in reader.named_tables("runtimes", document)
         }
         tables = dict(reader.named_tables("limits", document, any_name=True))
@@ -280,12 +292,13 @@ class Catalog:
             for name, table in tables.items()
         }
         limits["default"] = default
+        kinds = {name: upstream.kind if upstream else "" for name, upstream in upstreams.items()}
         for name, upstream in upstreams.items():
             if upstream is not None and upstream.kind != "bedrock":
                 reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
         for name, runtime in runtimes.items():
             if runtime is not None:
-                _check_runtime(reader, f"runtimes.{name}", runtime, upstreams.keys())
+                _check_runtime(reader, f"runtimes.{name}", runtime, kinds)
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
         if reader.faults:
@@ -310,17 +323,29 @@ def _present(tables: Mapping[str, _Table | None]) -> dict[str, _Table]:
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
+def _read_runtime(reader: Reader, name: str, table: Mapping[str, Any]) -> RuntimeConfig | None:
+    """Read a runtime's table: its own keys, and those that are options of its model calls."""
+    where = f"runtimes.{name}"
+    of_model = {key: value for key, value in table.items() if key in OPTIONS}
+    rest = {key: value for key, value in table.items() if key not in OPTIONS}
+    options = reader.table(where, of_model, ModelOptions, {}) or ModelOptions()
+    return reader.table(where, rest, RuntimeConfig, {"name": name, "options": options}, beside=OPTIONS)
+
+
+def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, kinds: Mapping[str, str]) -> None:
     if runtime.kind != "converse":
         reader.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
-    if not runtime.upstream or not runtime.model_id:
-        reader.faults.append(
-            f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+    has = {SYSTEM: runtime.instructions, TOOLS: runtime.tools}
+    reader.faults += [
+        f"{where}.{fault}"
+        for fault in model_faults(
+            runtime.models,
+            kinds,
+            runtime.options,
+            max_output_tokens=runtime.max_output_tokens,
+            cacheable=frozenset(part for part, content in has.items() if content),
         )
-    elif runtime.upstream not in upstreams:
-        reader.faults.append(
-            f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
-        )
+    ]
     if runtime.on_disconnect not in ("continue", "cancel"):
         reader.faults.append(
             f'{where}.on_disconnect must be "continue" or "cancel", not {runtime.on_disconnect!r}'

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from service.config import Limits
+from service.config import Limits, ModelOptions
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.events import Block
 from service.invocations import Invocation, Usage
@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 REQUEST_OVERHEAD_TOKENS: Final = 64
 MESSAGE_OVERHEAD_TOKENS: Final = 16
 TOOLS_OVERHEAD_TOKENS: Final = 1024
+# A model that is asked to think gets a system prompt for it, whose size nobody tells.
+REASONING_OVERHEAD_TOKENS: Final = 1024
 # Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision);
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
@@ -58,6 +60,18 @@ def _block_bound_tokens(block: Mapping[str, Any]) -> int:
     if "document" in block:
         return DOCUMENT_CEILING_TOKENS
     return len(json.dumps(block, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def options_bound_tokens(options: ModelOptions) -> int:
+    """Return an upper bound of what a runtime's options add to the input of each model call.
+
+    Cache points add nothing: what is read from a cache or written to it is part of the input all the same.
+    """
+    bound = 0 if options.reasoning is None else REASONING_OVERHEAD_TOKENS
+    more = options.additional_model_request_fields
+    if more:  # may hold tools of the model's own
+        bound += TOOLS_OVERHEAD_TOKENS + len(json.dumps(more, ensure_ascii=False).encode())
+    return bound
 
 
 def reported_usage(metadata: bytes) -> Usage | None:

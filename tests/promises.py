@@ -176,6 +176,9 @@ METERING: Final = {
         "What `GET /usage` reports equals, to the token, what the model reported in its `metadata` events.",
         _API,
     ),
+    "cache-metered-apart": Promise(
+        "Tokens read from a prompt cache and tokens written to it are metered apart from other input.", _API
+    ),
     "unreported-usage-estimated": Promise(
         "A call whose usage the upstream never reported is settled to an estimate that is marked as one.",
         _ARCHITECTURE,
@@ -204,6 +207,10 @@ EDGE: Final = {
     ),
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
+    ),
+    "options-sent-exactly": Promise(
+        "What a runtime asks of its model is sent upstream exactly, and nothing that it does not ask for.",
+        _CONFIGURATION,
     ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION

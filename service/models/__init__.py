@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from service.config import NO_OPTIONS, ModelOptions
+
 Frame = tuple[bytes, bytes]
 """(event type, payload)."""
 
@@ -29,6 +31,7 @@ async def _at_once() -> None:
 class ModelRequest:
     """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
 
+    An upstream carries all `options` or is not configured with them; of cache points, those that it has.
     `max_tokens` is always sent upstream: what is unset reserves the model's maximum of the account's quota.
     `before_try` is awaited before each try, the first one too, and ahead of the pause before a further one:
     what was tried until then is over and has cost nothing. What it raises ends the call. `may_send` is asked
@@ -42,6 +45,7 @@ class ModelRequest:
     system: str = ""
     tools: Sequence[Mapping[str, Any]] = ()
     request_metadata: Mapping[str, str] = field(default_factory=dict)
+    options: ModelOptions = NO_OPTIONS
     before_try: Callable[[], Awaitable[None]] = _at_once
     may_send: Callable[[], bool] = lambda: True
 

@@ -20,7 +20,7 @@ from service.config import RuntimeConfig
 from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamError, UpstreamFailed
 from service.events import encode
 from service.invocations import Usage
-from service.ledger import input_bound_tokens
+from service.ledger import input_bound_tokens, options_bound_tokens
 from service.models import Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
 from service.runtimes.heard import Heard, ToolUse, tool_uses_in
@@ -108,7 +108,8 @@ class ConverseRuntime:
             raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
 
     def _bound_tokens(self, messages: Sequence[Message]) -> int:
-        return input_bound_tokens(self._config.instructions, messages, self._tools.specs)
+        bound = input_bound_tokens(self._config.instructions, messages, self._tools.specs)
+        return bound + options_bound_tokens(self._config.options)
 
     async def _reserve(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
@@ -146,12 +147,13 @@ class ConverseRuntime:
             return sent
 
         request = ModelRequest(
-            model_id=self._config.model_id,
+            model_id=self._config.models[0].model_id,
             messages=messages,
             max_tokens=given.max_tokens,
             system=self._config.instructions,
             tools=self._tools.specs,
             request_metadata={**given.request_metadata, CALL_METADATA: call_id},
+            options=self._config.options,
             before_try=before_try,
             may_send=may_send,
         )

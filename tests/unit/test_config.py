@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings
+from service.config import Catalog, ConfigError, Limits, ModelName, ServiceConfig, Settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {
@@ -89,8 +89,9 @@ def test_the_catalog_of_this_repository_is_valid() -> None:
     catalog = Catalog.load(ROOT / "headrace.toml")
 
     assert sorted(catalog.runtimes) == ["editor", "writer"]
-    assert catalog.runtimes["writer"].upstream == "bedrock"
-    assert catalog.runtimes["writer"].model_id == "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    assert catalog.runtimes["writer"].models == (
+        ModelName("bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    )
 
 
 @pytest.mark.promise("unknown-names-stop-start")
