@@ -267,7 +267,7 @@ async def _open(
 
 
 def _runtime(config: RuntimeConfig, upstreams: Mapping[str, Model], tools: Tools) -> Runtime:
-    return ConverseRuntime(config, upstreams[config.models[0].upstream], tools)
+    return ConverseRuntime(config, upstreams[config.route[0].upstream], tools)
 
 
 async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:

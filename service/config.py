@@ -214,7 +214,7 @@ class UpstreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """`[runtimes.NAME]`: a named agent. `model` is one name or several, tried in their order (`models`).
+    """`[runtimes.NAME]`: a named agent. `model` is one name or several, tried in their order (`route`).
 
     `first_event_s` is how long a model may take to its first event while there is another one to try.
     """
@@ -234,7 +234,7 @@ class RuntimeConfig:
     options: ModelOptions = NO_OPTIONS
 
     @property
-    def models(self) -> tuple[ModelName, ...]:
+    def route(self) -> tuple[ModelName, ...]:
         """The models that it may call, in the order in which they are tried."""
         return tuple(map(ModelName.of, (self.model,) if isinstance(self.model, str) else self.model))
 
@@ -339,7 +339,7 @@ def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, kinds: Ma
     reader.faults += [
         f"{where}.{fault}"
         for fault in model_faults(
-            runtime.models,
+            runtime.route,
             kinds,
             runtime.options,
             max_output_tokens=runtime.max_output_tokens,

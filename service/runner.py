@@ -139,7 +139,7 @@ class Runner:
     def start(self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig) -> RunningAttempt:
         """Start the first attempt of an admitted invocation."""
         first = started(invocation.invocation_id, invocation.runtime_id)
-        return self._start(invocation, given, str(runtime.models[0]), [first], held_turn=1)
+        return self._start(invocation, given, str(runtime.route[0]), [first], held_turn=1)
 
     def take_over(
         self,
@@ -160,7 +160,7 @@ class Runner:
         first = [encode("attemptRestarted", restarted)]
         if resumed_turn is not None:
             first.append(encode("invocationResumed", {"attempt": invocation.attempt}))
-        model = str(runtime.models[0]) if runtime is not None else ""
+        model = str(runtime.route[0]) if runtime is not None else ""
         return self._start(invocation, given, model, first, held_turn=resumed_turn, stop=stop)
 
     def _start(

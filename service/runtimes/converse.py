@@ -147,7 +147,7 @@ class ConverseRuntime:
             return sent
 
         request = ModelRequest(
-            model_id=self._config.models[0].model_id,
+            model_id=self._config.route[0].model_id,
             messages=messages,
             max_tokens=given.max_tokens,
             system=self._config.instructions,

@@ -89,7 +89,7 @@ def test_the_catalog_of_this_repository_is_valid() -> None:
     catalog = Catalog.load(ROOT / "headrace.toml")
 
     assert sorted(catalog.runtimes) == ["editor", "writer"]
-    assert catalog.runtimes["writer"].models == (
+    assert catalog.runtimes["writer"].route == (
         ModelName("bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
     )
 
