@@ -15,13 +15,9 @@ nor logs; tried again is only what was refused before a 200 or never sent, which
 billed.
 """
 
-import asyncio
 import logging
-import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 import aioboto3
@@ -30,26 +26,17 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoRegionError
 
 from service.config import ConfigError
-from service.errors import (
-    UpstreamError,
-    UpstreamFailed,
-    UpstreamThrottled,
-    UpstreamUnavailable,
-)
+from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
 from service.models.aws_http import CALL, Call, HttpSession
 from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
 from service.models.bedrock_request import parameters_of
-from service.models.connection import Exchange, Sink, Withheld
+from service.models.connection import Exchange, Sink
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
+from service.models.retries import Pacing, tried
 
 logger = logging.getLogger(__name__)
-
-# Full jitter below these: small, so that a last refusal still comes within `first_event_grace_s` and can be a
-# status. No try begins later than the window: a caller is waiting.
-RETRY_CEILINGS_S: Final = (0.2, 0.5)
-RETRY_WINDOW_S: Final = 5.0
 
 # botocore for Python reads AWS_DEFAULT_REGION only; all other SDKs, Lambda and ECS say AWS_REGION:
 # https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html. A session variable is (key of the
@@ -57,15 +44,6 @@ RETRY_WINDOW_S: Final = 5.0
 _REGION: Final = ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)
 
 _EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-
-
-@dataclass(frozen=True, slots=True)
-class Pacing:
-    """How retries wait."""
-
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    random: Callable[[], float] = random.random
-    now_s: Callable[[], float] = time.monotonic
 
 
 class BedrockModel:
@@ -115,24 +93,7 @@ class BedrockModel:
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make one call and deliver its frames; see `Model.converse`."""
-        give_up_at_s = self._pacing.now_s() + RETRY_WINDOW_S
-        ceilings_s = iter(RETRY_CEILINGS_S)
-        pause_s = 0.0
-        while True:
-            await request.before_try()
-            if pause_s:
-                await self._pacing.sleep(pause_s)
-            try:
-                return await self._call(request, _Answer(deliver))
-            except Withheld:
-                pause_s = 0.0
-            except (UpstreamThrottled, UpstreamUnavailable) as refusal:
-                ceiling_s = next(ceilings_s, None)
-                if refusal.billed or ceiling_s is None:
-                    raise
-                pause_s = self._pacing.random() * ceiling_s
-                if self._pacing.now_s() + pause_s > give_up_at_s:
-                    raise
+        await tried(request, lambda: self._call(request, _Answer(deliver)), self._pacing)
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
         call = Call(answer.on_head, request.may_send)

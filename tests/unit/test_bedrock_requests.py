@@ -18,7 +18,7 @@ from service.errors import (
     UpstreamRejected,
 )
 from service.models import ModelRequest
-from service.models.bedrock import Pacing
+from service.models.retries import Pacing
 from tests.bedrock import OK, PROMPT, REQUEST, bedrock, in_turn, refusal
 from tests.scripted_http import (
     Received,
