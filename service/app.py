@@ -38,6 +38,7 @@ from service.identity import Identity
 from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
+from service.models.route import Routes
 from service.problems import ON_ERROR
 from service.runtimes import Runtime
 from service.runtimes.converse import ConverseRuntime
@@ -229,7 +230,8 @@ async def _open(
     await identity.start()
     store = await stack.enter_async_context(adapters.open_store(settings.store, catalog.service))
     upstreams = await stack.enter_async_context(adapters.open_upstreams(catalog))
-    runtimes = {name: _runtime(config, upstreams, tools[name]) for name, config in catalog.runtimes.items()}
+    routes = Routes(upstreams, now_s=adapters.monotonic_s, on_breaker=adapters.telemetry.breaker_changed)
+    runtimes = {name: _runtime(config, routes, tools[name]) for name, config in catalog.runtimes.items()}
     jobs = Jobs.of(
         store,
         catalog,
@@ -266,8 +268,8 @@ async def _open(
     )
 
 
-def _runtime(config: RuntimeConfig, upstreams: Mapping[str, Model], tools: Tools) -> Runtime:
-    return ConverseRuntime(config, upstreams[config.route[0].upstream], tools)
+def _runtime(config: RuntimeConfig, routes: Routes, tools: Tools) -> Runtime:
+    return ConverseRuntime(config, routes.to(config.route, first_event_s=config.first_event_s), tools)
 
 
 async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:

@@ -164,6 +164,8 @@ class RunningAttempt:
             reserve=self.ledger.reserve,
             settle=self.ledger.settle,
             settle_at_end=self.ledger.settle_at_end,
+            ask=self.ledger.ask,
+            give_up=self.ledger.give_up,
             complete=self._complete,
             usage_grace_s=lambda: self._usage_grace_s if self.stop is Stop.CANCELLED else 0.0,
         )

@@ -138,7 +138,7 @@ class Runner:
 
     def start(self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig) -> RunningAttempt:
         """Start the first attempt of an admitted invocation."""
-        first = started(invocation.invocation_id, invocation.runtime_id)
+        first = started(invocation.invocation_id, invocation.runtime_id, invocation.models)
         return self._start(invocation, given, str(runtime.route[0]), [first], held_turn=1)
 
     def take_over(
@@ -249,6 +249,7 @@ class Runner:
             "cache_read_tokens": usage.cache_read_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
             "estimated": usage.estimated,
+            "tried": [tried._asdict() for tried in running.ledger.tried],
             "first_frame_ms": round((first_s - running.started_at) * 1000) if first_s is not None else None,
             "duration_ms": round((now - running.started_at) * 1000),
         }

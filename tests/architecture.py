@@ -29,6 +29,7 @@ LAYERS: Final[dict[int, set[str]]] = {
     3: {
         *("models.bedrock", "models.aws_http", "models.eventstream"),
         *("models.connection", "models.pool", "models.retries"),
+        *("models.route", "models.breaker"),
         *("stores.sqlite", "stores.dynamodb", "stores.packing", "stores.windows"),
         "telemetry",
     },
@@ -60,6 +61,7 @@ EDGES: Final[dict[str, set[str]]] = {
     "models.aws_http": {"models.connection", "models.pool"},
     "models.pool": {"models.connection"},
     "models.retries": {"models.connection"},
+    "models.route": {"models.breaker"},
     "stores.sqlite": {"stores.packing", "stores.windows"},
     "stores.dynamodb": {"stores.packing", "stores.windows"},
     "api": {"middleware", "views"},

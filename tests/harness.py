@@ -61,12 +61,16 @@ class Lines:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    breakers: list[dict[str, Any]] = field(default_factory=list)
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
         self.requests.append(dict(fields))
 
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         self.attempts.append(dict(fields))
+
+    def breaker_changed(self, fields: Mapping[str, Any]) -> None:
+        self.breakers.append(dict(fields))
 
 
 @dataclass

@@ -68,6 +68,21 @@ JOBS: Final = {
     "refusal-becomes-status": Promise(
         "An upstream's refusal within the grace before the first event becomes an HTTP status.", _API
     ),
+    "falls-over-before-first-event": Promise(
+        "A model that is throttled, unavailable or silent before its first event is passed over for the next.",
+        _CONFIGURATION,
+    ),
+    "half-answer-is-failure": Promise(
+        "After the first event no other model is asked: an answer that breaks off ends as a failure.",
+        _CONFIGURATION,
+    ),
+    "breaker-leaves-alone": Promise(
+        "A model that fails too often is left alone by all runtimes of a process, and probed by one call.",
+        _ARCHITECTURE,
+    ),
+    "tried-is-told": Promise(
+        "The record of an invocation says which models were asked, and why each was given up.", _API
+    ),
     "deadline-ends-job": Promise("No invocation runs longer than its deadline.", _CONFIGURATION),
     "tool-errors-go-to-model": Promise(
         "A tool that fails, or whose arguments break its schema, is handed back to the model as an error.",
@@ -175,6 +190,10 @@ METERING: Final = {
     "usage-equals-metadata": Promise(
         "What `GET /usage` reports equals, to the token, what the model reported in its `metadata` events.",
         _API,
+    ),
+    "given-up-calls-metered": Promise(
+        "A call that was given up after it may have cost tokens is held for and charged, besides the turn's.",
+        _ARCHITECTURE,
     ),
     "cache-metered-apart": Promise(
         "Tokens read from a prompt cache and tokens written to it are metered apart from other input.", _API

@@ -1,6 +1,7 @@
 """The port of upstreams: one model call, delivered as batches of ConverseStream frames.
 
-`runtimes.converse` calls it; `models.bedrock` (and later `models.openai_compat`) implement it.
+`runtimes.converse` calls it; `models.bedrock` (and later `models.openai_compat`) implement it, and
+`models.route` goes from one to the next.
 
 A frame is an event type and the payload's bytes, unparsed: `(b"contentBlockDelta",
 b'{"delta":{"text":"Hel"},...}')`. What arrived together in one read is delivered in one call, straight from
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from service.config import NO_OPTIONS, ModelOptions
+from service.errors import UpstreamError
 
 Frame = tuple[bytes, bytes]
 """(event type, payload)."""
@@ -24,6 +26,10 @@ Deliver = Callable[[Sequence[Frame]], Awaitable[None] | None]
 
 
 async def _at_once() -> None:
+    """Wait for nothing."""
+
+
+async def _given_up(_: UpstreamError) -> None:
     """Wait for nothing."""
 
 
@@ -37,6 +43,10 @@ class ModelRequest:
     what was tried until then is over and has cost nothing. What it raises ends the call. `may_send` is asked
     right before the first byte of a try leaves: if it says no, nothing is sent, and `before_try` is awaited
     again.
+
+    A route (`models.route`) goes from model to model: `ask` is told the name of each, before it is tried.
+    `give_up` is awaited, with what a model failed with, before the next one is tried: it may have cost tokens
+    (`billed`). What it raises ends the call. A model that `has_successor` is not tried again by its adapter.
     """
 
     model_id: str
@@ -48,6 +58,9 @@ class ModelRequest:
     options: ModelOptions = NO_OPTIONS
     before_try: Callable[[], Awaitable[None]] = _at_once
     may_send: Callable[[], bool] = lambda: True
+    ask: Callable[[str], None] = lambda _: None
+    give_up: Callable[[UpstreamError], Awaitable[None]] = _given_up
+    has_successor: bool = False
 
 
 class Model(Protocol):

@@ -104,6 +104,9 @@ class Effects:
         settle: Replace the turn's hold by what was used, now, together with the events so far and what the
             model said: a takeover goes on from there. Raises Fenced.
         settle_at_end: The same for the last model call: it is committed with the invocation's ending.
+        ask: Say which model a turn's call asks now.
+        give_up: Say why that model is given up for the next one, and what it may have cost, which is charged
+            apart from the turn. Raises QuotaExceeded, BudgetExceeded: there is no room for it; Fenced.
         complete: Store what a turn added to the conversation; a takeover goes on after it. Raises Fenced.
         usage_grace_s: How long a model call that is cancelled now is read on for its usage.
     """
@@ -116,6 +119,8 @@ class Effects:
     reserve: Callable[[int, int], Awaitable[None]]
     settle: Callable[[int, Usage, Sequence[Mapping[str, Any]]], Awaitable[None]]
     settle_at_end: Callable[[int, Usage], None]
+    ask: Callable[[int, str], None]
+    give_up: Callable[[int, str, Usage], Awaitable[None]]
     complete: Callable[[int, Sequence[Mapping[str, Any]]], Awaitable[None]]
     usage_grace_s: Callable[[], float]
 

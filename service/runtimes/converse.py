@@ -17,7 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from service.config import RuntimeConfig
-from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamError, UpstreamFailed
+from service.errors import (
+    BudgetExceeded,
+    OutcomeUnknown,
+    QuotaExceeded,
+    TurnsExhausted,
+    UpstreamError,
+    UpstreamFailed,
+)
 from service.events import encode
 from service.invocations import Usage
 from service.ledger import input_bound_tokens, options_bound_tokens
@@ -146,6 +153,17 @@ class ConverseRuntime:
             sent = effects.may_act()
             return sent
 
+        async def give_up(failure: UpstreamError) -> None:
+            nonlocal sent
+            if is_over:
+                raise failure
+            sent = False
+            try:
+                await effects.give_up(turn, failure.code, heard.usage if failure.billed else Usage())
+            except (QuotaExceeded, BudgetExceeded):  # then this call fails as it did
+                sent = True
+                raise failure from None
+
         request = ModelRequest(
             model_id=self._config.route[0].model_id,
             messages=messages,
@@ -156,6 +174,8 @@ class ConverseRuntime:
             options=self._config.options,
             before_try=before_try,
             may_send=may_send,
+            ask=lambda model: effects.ask(turn, model),
+            give_up=give_up,
         )
         call = asyncio.ensure_future(self._model.converse(request, heard))
         try:

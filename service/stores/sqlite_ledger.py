@@ -8,12 +8,13 @@ writes it removes the hold and moves the counters in the same transaction. What 
 current one used is never charged, whichever side settles it first. An invocation's usage is what was charged.
 """
 
+import json
 import sqlite3
 from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
-from service.invocations import Invocation, Usage
+from service.invocations import Invocation, Tried, Usage, all_tried
 from service.stores import WINDOW_S, Account, Hold, Settlement, Window
 from service.stores.sqlite_attempts import MAY_WRITE
 from service.stores.windows import (
@@ -94,7 +95,7 @@ def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> 
 
 def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
     """Replace a hold by its usage, once; returns False if it had been settled before."""
-    return _record(
+    first = _record(
         db,
         Hold(settlement.invocation_id, settlement.attempt, settlement.turn, settlement.sub, 0, 0),
         settlement.runtime_id,
@@ -103,6 +104,20 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
         charged=settlement.charged,
         now_ms=now_ms,
     )
+    if first and settlement.tried:
+        _note_tried(db, settlement)
+    return first
+
+
+def _note_tried(db: sqlite3.Connection, settlement: Settlement) -> None:
+    row = db.execute("SELECT tried FROM invocations WHERE invocation_id = ?", (settlement.invocation_id,))
+    found = row.fetchone()
+    if found is not None:  # else it is gone, and only its ledger stays
+        before = (Tried(*each) for each in json.loads(found[0] or "[]"))
+        db.execute(
+            "UPDATE invocations SET tried = ? WHERE invocation_id = ?",
+            (json.dumps(all_tried(before, settlement.tried)), settlement.invocation_id),
+        )
 
 
 def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *, charged: bool) -> None:

@@ -44,7 +44,7 @@ async def test_a_submission_is_answered_as_server_sent_events(clock: ManualClock
         ": connected\n"
         "id: 1.1\nevent: invocationStarted\n"
         f'data: {{"invocationStarted":{{"invocationId":"{invocation_id}",'
-        '"runtimeId":"writer","attempt":1}}\n\n'
+        '"runtimeId":"writer","attempt":1,"models":["bedrock/model-1"]}}\n\n'
         'id: 1.2\nevent: messageStart\ndata: {"messageStart":{"role":"assistant"}}\n\n'
         "id: 1.3\nevent: contentBlockDelta\n"
         'data: {"contentBlockDelta":{"contentBlockIndex":0,"delta":{"text":"A head"}}}\n\n'

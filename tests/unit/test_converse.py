@@ -52,6 +52,9 @@ class Recorder:
         async def complete(turn: int, messages: Sequence[Mapping[str, Any]]) -> None:
             self.did.append(("complete", turn, messages))
 
+        async def give_up(turn: int, code: str, usage: Usage) -> None:
+            self.did.append(("give_up", turn, code, usage))
+
         def emit(events: Sequence[bytes]) -> None:
             self.did.extend((event_type(event).decode(), event_value(event)) for event in events)
 
@@ -64,6 +67,8 @@ class Recorder:
             reserve=reserve,
             settle=settle,
             settle_at_end=lambda turn, usage: self.did.append(("settle_at_end", turn, usage)),
+            ask=lambda turn, model: self.did.append(("ask", turn, model)),
+            give_up=give_up,
             complete=complete,
             usage_grace_s=lambda: self.usage_grace_s,
         )
