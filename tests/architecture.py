@@ -23,7 +23,8 @@ LAYERS: Final[dict[int, set[str]]] = {
     2: {
         *("identity", "jose", "keys"),
         *("submission", "admission", "ledger"),
-        *("runner", "attempt", "takeover", "leases", "runtimes.converse", "runtimes.heard", "tools"),
+        *("runner", "attempt", "takeover", "leases", "tools"),
+        *("runtimes.converse", "runtimes.heard", "runtimes.metered", "runtimes.python"),
         *("log", "follow", "readers", "presence", "wire", "policies"),
     },
     3: {
@@ -49,7 +50,8 @@ EDGES: Final[dict[str, set[str]]] = {
     "runner": {"attempt", "leases", "ledger", "log", "policies"},
     "attempt": {"ledger", "log"},
     "takeover": {"attempt", "leases", "policies", "runner"},
-    "runtimes.converse": {"ledger", "runtimes.heard", "tools"},
+    "runtimes.converse": {"runtimes.heard", "runtimes.metered", "tools"},
+    "runtimes.metered": {"ledger", "runtimes.heard"},
     "runtimes.heard": {"ledger"},
     "log": {"wire"},
     "follow": {"log", "presence", "readers", "wire"},

@@ -69,7 +69,7 @@ JOBS: Final = {
         "An upstream's refusal within the grace before the first event becomes an HTTP status.", _API
     ),
     "falls-over-before-first-event": Promise(
-        "A model that is throttled, unavailable or silent before its first event is passed over for the next.",
+        "A model that is throttled, unavailable or silent before its first event is given up for the next.",
         _CONFIGURATION,
     ),
     "half-answer-is-failure": Promise(
