@@ -55,50 +55,65 @@ async def call_model(
     if not is_held:
         await _reserve(turn, hold_tokens(request), effects)
     heard = Heard(deliver, input_bound=_input_bound(request), max_output=request.max_tokens, keep=keep)
-    sent = is_over = False  # `sent`: a try may have reached the model, and was not refused
-
-    async def before_try() -> None:
-        nonlocal sent
-        sent = False
-        if is_over:
-            raise asyncio.CancelledError
-        await effects.enter("model", turn)
-
-    def may_send() -> bool:
-        nonlocal sent
-        sent = effects.may_act()
-        return sent
-
-    async def give_up(failure: UpstreamError) -> None:
-        nonlocal sent
-        if is_over:
-            raise failure
-        sent = False
-        try:
-            await effects.give_up(turn, failure.code, heard.usage if failure.billed else Usage())
-        except (QuotaExceeded, BudgetExceeded):  # no room for another call: this one fails as it did
-            sent = True
-            raise failure from None
-
-    guarded = replace(
-        request,
-        before_try=before_try,
-        may_send=may_send,
-        ask=lambda name: effects.ask(turn, name),
-        give_up=give_up,
-    )
-    call = asyncio.ensure_future(model.converse(guarded, heard))
+    tries = _Tries(turn, effects, heard)
+    call = asyncio.ensure_future(model.converse(tries.guard(request), heard))
     try:
         await asyncio.shield(call)
     except BaseException as error:
-        is_over = True
+        tries.is_over = True
         try:
             if isinstance(error, asyncio.CancelledError):
-                await _read_on(call, (grace_s or effects.usage_grace_s)() if sent else 0)
+                await _read_on(call, (grace_s or effects.usage_grace_s)() if tries.sent else 0)
         finally:
-            effects.settle_at_end(turn, _used(call, heard) if sent else Usage())
+            effects.settle_at_end(turn, _used(call, heard) if tries.sent else Usage())
         raise
     return heard
+
+
+class _Tries:
+    """The tries of one call: each may be made if this process may act, and is paid for if it was sent.
+
+    Attributes:
+        sent: The try that is made may have reached its model, and was not refused.
+        is_over: The call was cut short: no further try is made.
+    """
+
+    def __init__(self, turn: int, effects: Effects, heard: Heard) -> None:
+        self.sent = self.is_over = False
+        self._turn = turn
+        self._effects = effects
+        self._heard = heard
+
+    def guard(self, request: ModelRequest) -> ModelRequest:
+        return replace(
+            request,
+            before_try=self._before_try,
+            may_send=self._may_send,
+            ask=lambda name: self._effects.ask(self._turn, name),
+            give_up=self._give_up,
+        )
+
+    async def _before_try(self) -> None:
+        self.sent = False
+        if self.is_over:
+            raise asyncio.CancelledError
+        await self._effects.enter("model", self._turn)
+
+    def _may_send(self) -> bool:
+        self.sent = self._effects.may_act()
+        return self.sent
+
+    async def _give_up(self, failure: UpstreamError) -> None:
+        """Charge what the model that is given up may have cost; the call's hold is then the next one's."""
+        if self.is_over:
+            raise failure
+        self.sent = False
+        try:
+            used = self._heard.usage if failure.billed else Usage()
+            await self._effects.give_up(self._turn, failure.code, used)
+        except (QuotaExceeded, BudgetExceeded):  # no room for another call: this one fails as it did
+            self.sent = True
+            raise failure from None
 
 
 def _input_bound(request: ModelRequest) -> int:
