@@ -215,6 +215,10 @@ class RuntimeConfig:
     deadline_s: float = 3600.0
     on_disconnect: str = "continue"
     body_limit_bytes: int | None = None
+    entry: str = ""
+    models: tuple[str, ...] = ()
+    restartable: bool = False
+    cleanup_s: float = 3.0
 
     @property
     def upstream(self) -> str:
@@ -285,7 +289,8 @@ class Catalog:
                 reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
         for name, runtime in runtimes.items():
             if runtime is not None:
-                _check_runtime(reader, f"runtimes.{name}", runtime, upstreams.keys())
+                given = document["runtimes"][name].keys()
+                _check_runtime(reader, f"runtimes.{name}", runtime, given, upstreams.keys())
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
         if reader.faults:
@@ -310,21 +315,46 @@ def _present(tables: Mapping[str, _Table | None]) -> dict[str, _Table]:
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
-    if runtime.kind != "converse":
-        reader.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
-    if not runtime.upstream or not runtime.model_id:
-        reader.faults.append(
-            f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
-        )
-    elif runtime.upstream not in upstreams:
-        reader.faults.append(
-            f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
-        )
+# The keys that mean something to one kind of runtime only.
+_KEYS_OF_KIND: Final = {
+    "converse": {"model", "instructions", "tools"},
+    "python": {"entry", "models", "restartable", "cleanup_s"},
+}
+_ENTRY: Final = re.compile(r"[\w.]+:\w+")
+
+
+def _check_runtime(
+    reader: Reader, where: str, runtime: RuntimeConfig, given: Set[str], upstreams: Set[str]
+) -> None:
+    if runtime.kind not in _KEYS_OF_KIND:
+        reader.faults.append(f'{where}.kind must be "converse" or "python", not {runtime.kind!r}')
+    for kind, keys in _KEYS_OF_KIND.items():
+        if kind != runtime.kind in _KEYS_OF_KIND:
+            reader.faults += [
+                f'{where}.{key} is for runtimes of kind "{kind}"' for key in sorted(keys & given)
+            ]
+    if runtime.kind != "python":
+        _check_model(reader, f"{where}.model", runtime.model, upstreams)
+    for name in runtime.models:
+        _check_model(reader, f"{where}.models", name, upstreams)
     if runtime.on_disconnect not in ("continue", "cancel"):
         reader.faults.append(
             f'{where}.on_disconnect must be "continue" or "cancel", not {runtime.on_disconnect!r}'
         )
-    for entry in runtime.tools:
-        if not re.fullmatch(r"[\w.]+:\w+", entry):
-            reader.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')
+    reader.faults += [
+        f'{where}.tools: {entry!r} is not "package.module:function"'
+        for entry in runtime.tools
+        if not _ENTRY.fullmatch(entry)
+    ]
+    if runtime.kind == "python" and not _ENTRY.fullmatch(runtime.entry):
+        reader.faults.append(f'{where}.entry must be "package.module:function", not {runtime.entry!r}')
+
+
+def _check_model(reader: Reader, where: str, name: str, upstreams: Set[str]) -> None:
+    upstream, _, model_id = name.partition("/")
+    if not upstream or not model_id:
+        reader.faults.append(
+            f'{where} must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+        )
+    elif upstream not in upstreams:
+        reader.faults.append(f"{where} names the upstream {upstream!r}, which [upstreams] lacks")

@@ -1,6 +1,6 @@
 """The ledger: what to hold before a model call, what to write after it, and the account of one attempt.
 
-`admission` and `runtimes.converse` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
+`admission` and `runtimes.metered` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
 keeps the books.
 
 A hold is an upper bound: no text has more tokens than UTF-8 bytes (byte-level BPE and SentencePiece with byte
@@ -114,6 +114,7 @@ class AttemptLedger:
         self._now_ms = now_ms
         self._held = held
         self._unwritten: dict[int, Settlement] = {}
+        self._asked: dict[int, str] = {}
         self.total = invocation.usage
         self.refused: tuple[int, int] | None = None
 
@@ -161,6 +162,19 @@ class AttemptLedger:
         """Settle a turn with the invocation's ending."""
         self._note(turn, usage)
 
+    async def settle_noted(self, turn: int) -> None:
+        """Write now what `settle_at_end` has noted of a turn, if it has; cut short, the ending has it."""
+        settlement = self._unwritten.get(turn)
+        if settlement is None:
+            return
+        await self._held()
+        await persist(lambda: self._store.settle(settlement, self._now_ms()))
+        del self._unwritten[turn]
+
+    def ask(self, turn: int, model: str) -> None:
+        """Note which model a turn asks, where it is not the runtime's own."""
+        self._asked[turn] = model
+
     async def complete(self, turn: int, messages: Sequence[Mapping[str, Any]]) -> None:
         """Store what a settled turn added to the conversation, with its events.
 
@@ -193,7 +207,7 @@ class AttemptLedger:
             turn=turn,
             sub=invocation.sub,
             runtime_id=invocation.runtime_id,
-            model=self._model,
+            model=self._asked.pop(turn, self._model),
             usage=usage,
         )
         self._unwritten[turn] = settlement

@@ -23,6 +23,7 @@ from service.errors import HeadraceError
 
 REQUESTS: Final = logging.getLogger("headrace.request")
 ATTEMPTS: Final = logging.getLogger("headrace.attempt")
+LOOPS: Final = logging.getLogger("headrace.loop")
 CAUSES_SHOWN: Final = 5
 
 
@@ -37,6 +38,10 @@ class Telemetry:
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         """One attempt has ended; `fields` are the runner's."""
         ATTEMPTS.info("attempt", extra=_named(fields))
+
+    def loop_blocked(self, fields: Mapping[str, Any]) -> None:
+        """An event loop is blocked, or goes on again; `fields` are the watchdog's. Called in its thread."""
+        LOOPS.warning("event loop blocked", extra=_named(fields))
 
 
 def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
