@@ -8,7 +8,7 @@ begin, in `__main__` and `cli`, and nowhere else.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -231,12 +231,17 @@ class RuntimeConfig:
     deadline_s: float = 3600.0
     on_disconnect: str = "continue"
     body_limit_bytes: int | None = None
+    entry: str = ""
+    models: tuple[str, ...] = ()
+    restartable: bool = False
+    cleanup_s: float = 3.0
     options: ModelOptions = NO_OPTIONS
 
     @property
     def route(self) -> tuple[ModelName, ...]:
-        """The models that it may call, in the order in which they are tried."""
-        return tuple(map(ModelName.of, (self.model,) if isinstance(self.model, str) else self.model))
+        """The models that it may call: of `converse` in the order in which they are tried."""
+        names = self.models if self.kind == "python" else self.model
+        return tuple(map(ModelName.of, (names,) if isinstance(names, str) else names))
 
     def admits(self, groups: tuple[str, ...]) -> bool:
         """Tell whether a principal in these groups may call this runtime."""
@@ -298,7 +303,8 @@ class Catalog:
                 reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
         for name, runtime in runtimes.items():
             if runtime is not None:
-                _check_runtime(reader, f"runtimes.{name}", runtime, kinds)
+                given = document["runtimes"][name].keys()
+                _check_runtime(reader, f"runtimes.{name}", runtime, given, kinds)
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
         if reader.faults:
@@ -332,10 +338,26 @@ def _read_runtime(reader: Reader, name: str, table: Mapping[str, Any]) -> Runtim
     return reader.table(where, rest, RuntimeConfig, {"name": name, "options": options}, beside=OPTIONS)
 
 
-def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, kinds: Mapping[str, str]) -> None:
-    if runtime.kind != "converse":
-        reader.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
-    has = {SYSTEM: runtime.instructions, TOOLS: runtime.tools}
+# The keys that mean something to one kind of runtime only.
+_KEYS_OF_KIND: Final = {
+    "converse": {"model", "instructions", "tools", "first_event_s"},
+    "python": {"entry", "models", "restartable", "cleanup_s"},
+}
+_ENTRY: Final = re.compile(r"[\w.]+:\w+")
+
+
+def _check_runtime(
+    reader: Reader, where: str, runtime: RuntimeConfig, given: Set[str], kinds: Mapping[str, str]
+) -> None:
+    if runtime.kind not in _KEYS_OF_KIND:
+        reader.faults.append(f'{where}.kind must be "converse" or "python", not {runtime.kind!r}')
+    for kind, keys in _KEYS_OF_KIND.items():
+        if kind != runtime.kind in _KEYS_OF_KIND:
+            reader.faults += [
+                f'{where}.{key} is for runtimes of kind "{kind}"' for key in sorted(keys & given)
+            ]
+    is_agent = runtime.kind == "python"  # what it sends is its own, and may have all of it
+    has = {SYSTEM: is_agent or runtime.instructions, TOOLS: is_agent or runtime.tools}
     reader.faults += [
         f"{where}.{fault}"
         for fault in model_faults(
@@ -344,12 +366,17 @@ def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, kinds: Ma
             runtime.options,
             max_output_tokens=runtime.max_output_tokens,
             cacheable=frozenset(part for part, content in has.items() if content),
+            key="models" if is_agent else "model",
         )
     ]
     if runtime.on_disconnect not in ("continue", "cancel"):
         reader.faults.append(
             f'{where}.on_disconnect must be "continue" or "cancel", not {runtime.on_disconnect!r}'
         )
-    for entry in runtime.tools:
-        if not re.fullmatch(r"[\w.]+:\w+", entry):
-            reader.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')
+    reader.faults += [
+        f'{where}.tools: {entry!r} is not "package.module:function"'
+        for entry in runtime.tools
+        if not _ENTRY.fullmatch(entry)
+    ]
+    if runtime.kind == "python" and not _ENTRY.fullmatch(runtime.entry):
+        reader.faults.append(f'{where}.entry must be "package.module:function", not {runtime.entry!r}')

@@ -121,19 +121,21 @@ def model_faults(
     *,
     max_output_tokens: int,
     cacheable: frozenset[str],
+    key: str = "model",
 ) -> Iterator[str]:
     """Yield what is wrong with a runtime's models and what it asks of them: sentences, each from a key on.
 
     Args:
         kinds: The kind of each upstream.
         cacheable: Which of `system` and `tools` its requests have.
+        key: Where the models are named: `model`, or `models`, which may be none.
     """
-    if not models or not all(map(all, models)):
-        yield 'model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+    if (not models and key == "model") or not all(map(all, models)):
+        yield f'{key} must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
     if len(set(models)) < len(models):
-        yield "model names the same model twice"
+        yield f"{key} names the same model twice"
     for upstream in sorted({name.upstream for name in models if all(name)} - kinds.keys()):
-        yield f"model names the upstream {upstream!r}, which [upstreams] lacks"
+        yield f"{key} names the upstream {upstream!r}, which [upstreams] lacks"
     yield from _conflicts(options, max_output_tokens)
     on_bedrock = [name.model_id for name in models if kinds.get(name.upstream) == "bedrock"]
     if options.cache and not any(cache_points(model_id) & cacheable for model_id in on_bedrock):

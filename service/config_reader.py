@@ -33,6 +33,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "monthly_tokens": (0, 1e15),
     "concurrent_invocations": (0, 1e6),
     "max_turns": (1, 1000),
+    "cleanup_s": (0, 4),  # less than `runner.HAND_OVER_GRACE_S`: its clean-up must not cost the hand-over
     "first_event_s": (0.1, 900),
     "temperature": (0, 1),
     "top_p": (0, 1),
@@ -131,6 +132,10 @@ class Reader:
                 self.faults.append(f"{where} must be a list of strings")
                 return ()
             return tuple(value)
+        if kind is bool:
+            if not isinstance(value, bool):
+                self.faults.append(f"{where} must be true or false, not {value!r}")
+            return value
         whole = kind is not float
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         low, high = _RANGES.get(name, _ANY_POSITIVE)

@@ -1,6 +1,6 @@
 """The ledger: what to hold before a model call, what to write after it, and the account of one attempt.
 
-`admission` and `runtimes.converse` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
+`admission` and `runtimes.metered` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
 keeps the books.
 
 A hold is an upper bound: no text has more tokens than UTF-8 bytes (byte-level BPE and SentencePiece with byte

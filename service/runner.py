@@ -139,7 +139,7 @@ class Runner:
     def start(self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig) -> RunningAttempt:
         """Start the first attempt of an admitted invocation."""
         first = started(invocation.invocation_id, invocation.runtime_id, invocation.models)
-        return self._start(invocation, given, str(runtime.route[0]), [first], held_turn=1)
+        return self._start(invocation, given, _model_of(runtime), [first], held_turn=1)
 
     def take_over(
         self,
@@ -160,7 +160,7 @@ class Runner:
         first = [encode("attemptRestarted", restarted)]
         if resumed_turn is not None:
             first.append(encode("invocationResumed", {"attempt": invocation.attempt}))
-        model = str(runtime.route[0]) if runtime is not None else ""
+        model = _model_of(runtime)
         return self._start(invocation, given, model, first, held_turn=resumed_turn, stop=stop)
 
     def _start(
@@ -317,3 +317,8 @@ class Runner:
     def _note_idle(self) -> None:
         if not self._running and not self._admitting:
             self._idle.set()
+
+
+def _model_of(runtime: RuntimeConfig | None) -> str:
+    """Return the model that the usage record of a call names which has asked none."""
+    return str(runtime.route[0]) if runtime is not None and runtime.route else ""

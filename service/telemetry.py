@@ -25,6 +25,7 @@ from service.errors import HeadraceError
 REQUESTS: Final = logging.getLogger("headrace.request")
 ATTEMPTS: Final = logging.getLogger("headrace.attempt")
 BREAKERS: Final = logging.getLogger("headrace.breaker")
+LOOPS: Final = logging.getLogger("headrace.loop")
 CAUSES_SHOWN: Final = 5
 
 
@@ -44,6 +45,10 @@ class Telemetry:
         """A model is left alone, is probed, or answers again; `fields` are its breaker's."""
         level = logging.INFO if fields.get("state") == "closed" else logging.WARNING
         BREAKERS.log(level, "breaker", extra=_named(fields))
+
+    def loop_blocked(self, fields: Mapping[str, Any]) -> None:
+        """An event loop is blocked, or goes on again; `fields` are the watchdog's. Called in its thread."""
+        LOOPS.warning("event loop blocked", extra=_named(fields))
 
 
 def _named(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ LAYERS: Final[dict[int, set[str]]] = {
         *("submission", "admission", "ledger"),
         *("runner", "attempt", "takeover", "leases", "tools"),
         *("runtimes.converse", "runtimes.heard", "runtimes.metered", "runtimes.python"),
+        *("agent_loops", "watchdog"),
         *("log", "follow", "readers", "presence", "wire", "policies"),
     },
     3: {
@@ -52,6 +53,8 @@ EDGES: Final[dict[str, set[str]]] = {
     "takeover": {"attempt", "leases", "policies", "runner"},
     "runtimes.converse": {"runtimes.heard", "runtimes.metered", "tools"},
     "runtimes.metered": {"ledger", "runtimes.heard"},
+    "runtimes.python": {"ledger", "runtimes.metered"},
+    "agent_loops": {"watchdog"},
     "runtimes.heard": {"ledger"},
     "log": {"wire"},
     "follow": {"log", "presence", "readers", "wire"},

@@ -15,6 +15,7 @@ class Promise(NamedTuple):
     source: str
 
 
+_AGENTS = "docs/agents.md"
 _API = "docs/api.md"
 _ARCHITECTURE = "docs/architecture.md"
 _CONFIGURATION = "docs/configuration.md"
@@ -96,6 +97,32 @@ JOBS: Final = {
     "handed-over-goes-on": Promise(
         "What a draining process can't finish goes on in another one at once, and is no lost attempt.",
         _ARCHITECTURE,
+    ),
+    "no-agent-twice": Promise(
+        "A `python` agent that is not `restartable` is never run again where it may have run already.",
+        _AGENTS,
+    ),
+    "agent-restarts": Promise(
+        "A `restartable` agent runs again from its start, and voids what the attempt before it said.", _AGENTS
+    ),
+    "agent-output-whole": Promise(
+        "Whatever part of an answer an agent yields, the log has whole messages.", _AGENTS
+    ),
+    "agent-output-refused": Promise(
+        "An agent that yields anything but text and ConverseStream's events fails with the reason.", _AGENTS
+    ),
+    "agent-error-stays-inside": Promise(
+        "An agent's exception is `agent-failed` on the wire; its stack is in the log alone.", _AGENTS
+    ),
+    "agent-stops-in-time": Promise(
+        "An agent that is cancelled has `cleanup_s` to end; then it is left behind and writes no more.",
+        _AGENTS,
+    ),
+    "agent-blocks-only-itself": Promise(
+        "An agent that blocks its loop is named in the log within 2 s, and delays no other stream.", _AGENTS
+    ),
+    "agent-refused-at-start": Promise(
+        "What is no async generator function of one argument stops the start, with the reason.", _AGENTS
     ),
     "attempts-limit": Promise("An invocation that three processes have lost without a turn is ended.", _API),
     "lapsed-lease-sends-nothing": Promise(
@@ -179,6 +206,10 @@ METERING: Final = {
     ),
     "override-counts": Promise(
         "A limit that is overridden for a principal counts within 30 s, for its next turn too.", _OPERATIONS
+    ),
+    "agent-calls-metered": Promise(
+        "Every model call of an agent is held, made and settled as a turn, however its agent leaves it.",
+        _AGENTS,
     ),
     "settle-exactly-once": Promise(
         "The usage of a model call is recorded exactly once, however often its settlement is tried.",

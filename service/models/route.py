@@ -60,11 +60,28 @@ class Routes:
         stops = [Stop(name, self._upstreams[name.upstream], self._breaker(name)) for name in names]
         return Route(stops, first_event_s=first_event_s)
 
+    @property
+    def upstreams(self) -> Mapping[str, Model]:
+        """The upstreams as models: of each call the one that it names, through its breaker."""
+        return {upstream: _Upstream(self, upstream) for upstream in self._upstreams}
+
     def _breaker(self, name: ModelName) -> Breaker:
         if name not in self._breakers:
             told = {"model": str(name)}
             self._breakers[name] = Breaker(self._now_s, lambda fields: self._on_breaker(told | fields))
         return self._breakers[name]
+
+
+class _Upstream:
+    """All models of one upstream."""
+
+    def __init__(self, routes: Routes, upstream: str) -> None:
+        self._routes = routes
+        self._upstream = upstream
+
+    async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+        name = ModelName(self._upstream, request.model_id)
+        await self._routes.to([name], first_event_s=0).converse(request, deliver)
 
 
 class Route:

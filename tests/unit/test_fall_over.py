@@ -148,7 +148,7 @@ async def test_each_turn_begins_with_the_first_model(clock: ManualClock) -> None
 @pytest.mark.promise("half-answer-is-failure")
 async def test_a_half_answer_ends_as_a_failure_with_what_was_produced(clock: ManualClock) -> None:
     others = far()
-    half = [start(), text("Half an ans"), UpstreamFailed("Cut.")]
+    half: list[Step] = [start(), text("Half an ans"), UpstreamFailed("Cut.")]
     async with serving(clock, half, catalog=CATALOG, upstreams=others) as served:
         got = await served.submit(path=PAIR)
         record = (await served.get(got.headers["location"])).json()
