@@ -45,7 +45,7 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
         raise StageError([f"the catalog {path} is not TOML: {error}"]) from error
     upstreams, runtimes = _tables(document, "upstreams"), _tables(document, "runtimes")
     bedrock = {name for name, upstream in upstreams.items() if upstream.get("kind") == "bedrock"}
-    named = [str(runtime.get("model", "")).partition("/") for runtime in runtimes.values()]
+    named = [name.partition("/") for runtime in runtimes.values() for name in _models(runtime)]
     models = sorted({model for upstream, _, model in named if upstream in bedrock and model})
     secrets = sorted({secret for upstream in upstreams.values() for secret in _secrets(upstream)})
     callers = {str(group) for runtime in runtimes.values() for group in runtime.get("groups", ())}
@@ -73,6 +73,11 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
 def _tables(document: Mapping[str, Any], name: str) -> Mapping[str, Mapping[str, Any]]:
     tables = document.get(name, {})
     return {key: table for key, table in tables.items() if isinstance(table, dict)}
+
+
+def _models(runtime: Mapping[str, Any]) -> list[str]:
+    """Return what a runtime calls: its `model`, or what its agent may call."""
+    return [str(name) for name in (runtime.get("model", ""), *runtime.get("models", ()))]
 
 
 def _secrets(upstream: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ HTTP promises are tested through it: `async with serving(clock) as served`, then
 friends.
 """
 
+import asyncio
 import contextlib
 import json
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.app import Adapters, Drain, Fetch, create_app
+from service.app_runtimes import Loops
 from service.config import Catalog, ServiceConfig, Settings
 from service.models import Model
 from service.stores import Store
@@ -61,12 +63,20 @@ class Lines:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    breakers: list[dict[str, Any]] = field(default_factory=list)
+    loops: list[dict[str, Any]] = field(default_factory=list)
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
         self.requests.append(dict(fields))
 
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         self.attempts.append(dict(fields))
+
+    def breaker_changed(self, fields: Mapping[str, Any]) -> None:
+        self.breakers.append(dict(fields))
+
+    def loop_blocked(self, fields: Mapping[str, Any]) -> None:
+        self.loops.append(dict(fields))
 
 
 @dataclass
@@ -144,6 +154,10 @@ async def serving(
     async def open_jwks() -> AsyncIterator[Fetch]:
         yield lambda _: issuer.fetch_jwks()
 
+    @asynccontextmanager
+    async def open_agent_loops(runtimes: Sequence[str], _: Any) -> AsyncIterator[Loops]:
+        yield dict.fromkeys(runtimes, asyncio.get_running_loop())
+
     def open_upstreams(opened: Catalog) -> AbstractAsyncContextManager[Mapping[str, Model]]:
         return contextlib.nullcontext(dict.fromkeys(opened.upstreams, model) | dict(upstreams or {}))
 
@@ -155,6 +169,7 @@ async def serving(
             open_store=open_store,
             open_upstreams=open_upstreams,
             open_jwks=open_jwks,
+            open_agent_loops=open_agent_loops,
             now_s=lambda: clock.now_ms() / 1000,
             monotonic_s=clock.monotonic_s,
             telemetry=lines,  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ billed.
 """
 
 import logging
-from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Self, cast
@@ -27,10 +26,11 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoRegionError
 
 from service.config import ConfigError
-from service.errors import UpstreamError, UpstreamFailed, UpstreamRejected
+from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
 from service.models.aws_http import CALL, Call, HttpSession
 from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
+from service.models.bedrock_request import parameters_of
 from service.models.connection import Exchange, Sink
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
@@ -99,7 +99,7 @@ class BedrockModel:
         call = Call(answer.on_head, request.may_send)
         token = CALL.set(call)
         try:
-            await self._client.converse_stream(**_parameters(request))
+            await self._client.converse_stream(**parameters_of(request))
             await cast(Exchange, call.exchange).finish()  # its head is here, so it has begun
             answer.finish()
         except Exception as exc:
@@ -182,44 +182,3 @@ class _Answer:
 async def _fail_after(gate: Awaitable[None], failure: UpstreamError, cause: StreamEnded) -> None:
     await gate
     raise failure from cause
-
-
-def _parameters(request: ModelRequest) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
-        "modelId": request.model_id,
-        "messages": [
-            {**message, "content": [_with_bytes(block) for block in message["content"]]}
-            for message in request.messages
-        ],
-        "inferenceConfig": {"maxTokens": request.max_tokens},
-    }
-    if request.system:
-        parameters["system"] = [{"text": request.system}]
-    if request.tools:
-        parameters["toolConfig"] = {"tools": [{"toolSpec": tool} for tool in request.tools]}
-    if request.request_metadata:
-        parameters["requestMetadata"] = dict(request.request_metadata)
-    return parameters
-
-
-def _with_bytes(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn base64 text, as in JSON, into the bytes that botocore wants and encodes again."""
-    match block:
-        case {"image": {"source": {"bytes": str(text)}}}:
-            return {**block, "image": {**block["image"], "source": {"bytes": _bytes(text)}}}
-        case {"document": {"source": {"bytes": str(text)}}}:
-            return {**block, "document": {**block["document"], "source": {"bytes": _bytes(text)}}}
-        case {"reasoningContent": {"redactedContent": str(text)}}:
-            return {**block, "reasoningContent": {"redactedContent": _bytes(text)}}
-        case {"toolResult": {"content": [*blocks]}}:
-            result = {**block["toolResult"], "content": [_with_bytes(inner) for inner in blocks]}
-            return {**block, "toolResult": result}
-        case _:
-            return block
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as exc:
-        raise UpstreamRejected("The bytes of an image or document are not base64.") from exc

@@ -25,7 +25,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from service.config import ConfigError, UpstreamConfig
 from service.errors import UpstreamError, UpstreamFailed
-from service.models import Deliver, Frame, ModelRequest
+from service.models import CALL_METADATA, Deliver, Frame, ModelRequest
 from service.models.connection import Exchange, Sink
 from service.models.openai_compat_errors import KeyRefused, foreign_code, refusal_of
 from service.models.openai_compat_frames import Translation
@@ -145,6 +145,8 @@ class OpenAICompatModel:
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
         }
+        if call_id := request.request_metadata.get(CALL_METADATA):
+            headers["X-Request-Id"] = call_id  # vLLM logs it, and so do proxies
         if key:
             headers["Authorization"] = f"Bearer {key}"
         exchange = await self._pool.begin(

@@ -8,6 +8,7 @@
     toolResult                          {"role":"tool"}, one each, before the rest of the user's message
     reasoningContent                    left out: it is no input of this API
     requestMetadata                     not sent: OpenAI takes `metadata` only for what it may store
+    cache points                        not sent: these servers cache by themselves
 
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -46,6 +47,13 @@ def chat_body(request: ModelRequest, config: UpstreamConfig) -> bytes:
         config.max_tokens_name: request.max_tokens,
         "stream": True,
     }
+    options = request.options  # the others are Bedrock's, and no runtime on this upstream has them
+    said = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "stop": list(options.stop_sequences) or None,
+    }
+    body |= {name: value for name, value in said.items() if value is not None}
     if config.include_usage:
         body["stream_options"] = {"include_usage": True}
     if request.tools:

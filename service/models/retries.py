@@ -35,7 +35,8 @@ class Pacing:
 async def tried(request: ModelRequest, call: Callable[[], Awaitable[None]], pacing: Pacing) -> None:
     """Make the call until it is answered, refused for good, or refused for now too often.
 
-    An upstream that names a time beyond our own pause is not asked again before it: the caller is told.
+    Where another model can be asked, that is done at once. An upstream that names a time beyond our own pause
+    is not asked again before it: the caller is told.
 
     Raises:
         UpstreamError: What the last try raised.
@@ -53,7 +54,12 @@ async def tried(request: ModelRequest, call: Callable[[], Awaitable[None]], paci
             pause_s = 0.0
         except (UpstreamThrottled, UpstreamUnavailable) as refusal:
             ceiling_s = next(ceilings_s, None)
-            if refusal.billed or ceiling_s is None or (refusal.retry_after_s or 0) > ceiling_s:
+            if (
+                refusal.billed
+                or request.has_successor
+                or ceiling_s is None
+                or (refusal.retry_after_s or 0) > ceiling_s
+            ):
                 raise
             pause_s = pacing.random() * ceiling_s
             if pacing.now_s() + pause_s > give_up_at_s:

@@ -18,11 +18,11 @@ from service.app import (
     Fetch,
     create_app,
     jwks_client,
-    load_tools,
     new_invocation_id,
     open_store,
     open_upstreams,
 )
+from service.app_runtimes import load_parts
 from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings, UpstreamConfig
 from service.errors import IssuerUnavailable
 from service.models.bedrock import BedrockModel
@@ -168,7 +168,7 @@ def test_all_faults_of_all_runtimes_tools_are_told_at_once() -> None:
     catalog = Catalog.from_document({"upstreams": {"bedrock": {"kind": "bedrock"}}, "runtimes": tables})
 
     with pytest.raises(ConfigError) as caught:
-        load_tools(catalog)
+        load_parts(catalog)
 
     assert caught.value.faults == [
         (

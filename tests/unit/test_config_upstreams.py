@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.config import Catalog, ConfigError, UpstreamConfig
+from service.config import Catalog, ConfigError, ModelName, UpstreamConfig
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:vllm-AbCdEf"
 URL = "http://10.0.3.7:8000/v1"
@@ -26,7 +26,7 @@ def test_three_lines_are_a_self_hosted_model() -> None:
     read = catalog(api_key_secret=ARN)
 
     assert read.upstreams == {"vllm": UpstreamConfig("vllm", "openai", URL, ARN)}
-    assert (read.runtimes["writer"].upstream, read.runtimes["writer"].model_id) == ("vllm", "Qwen/Qwen3-8B")
+    assert read.runtimes["writer"].route == (ModelName("vllm", "Qwen/Qwen3-8B"),)
     assert read.keys == {}
 
 

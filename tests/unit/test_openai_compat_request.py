@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.config import UpstreamConfig
+from service.config import ModelOptions, UpstreamConfig
 from service.errors import UpstreamRejected
-from service.models import ModelRequest
+from service.models import CALL_METADATA, ModelRequest
 from service.models.openai_compat_request import chat_body
 from tests.openai_compat import KEY, OK, REQUEST, serving
 from tests.scripted_http import replies
@@ -96,6 +96,14 @@ def test_what_is_not_asked_for_is_not_sent() -> None:
     }
 
 
+def test_the_options_that_this_api_has_are_sent() -> None:
+    options = ModelOptions(cache=True, temperature=0.0, top_p=0.5, stop_sequences=("END",))
+
+    body = body_of(replace(REQUEST, options=options))
+
+    assert body == body_of(REQUEST) | {"temperature": 0.0, "top_p": 0.5, "stop": ["END"]}
+
+
 def test_an_image_goes_as_a_data_url_beside_its_text() -> None:
     image = {"image": {"format": "png", "source": {"bytes": PNG}}}
 
@@ -162,9 +170,10 @@ def test_a_block_that_has_no_place_is_refused(block: Any, sentence: str) -> None
     assert not caught.value.billed
 
 
-async def test_the_request_goes_to_chat_completions_with_the_key_and_without_anything_else() -> None:
+async def test_the_request_goes_to_chat_completions_with_key_and_call_and_without_anything_else() -> None:
+    told = {"team": "search", CALL_METADATA: "inv_1:1:2"}
     async with serving(replies(OK), key=KEY) as (model, server):
-        await model.converse(replace(REQUEST, request_metadata={"team": "search"}), lambda _: None)
+        await model.converse(replace(REQUEST, request_metadata=told), lambda _: None)
 
     (got,) = server.requests
     assert (got.method, got.target) == ("POST", "/v1/chat/completions")
@@ -175,6 +184,7 @@ async def test_the_request_goes_to_chat_completions_with_the_key_and_without_any
         "Accept-Encoding": "identity",
         "Content-Type": "application/json",
         "Content-Length": str(len(got.body)),
+        "X-Request-Id": "inv_1:1:2",
         "Authorization": f"Bearer {KEY}",
     }
     assert json.loads(got.body) == body_of(REQUEST)
@@ -184,7 +194,7 @@ async def test_without_a_key_none_is_sent() -> None:
     async with serving(replies(OK)) as (model, server):
         await model.converse(REQUEST, lambda _: None)
 
-    assert "Authorization" not in server.requests[0].headers
+    assert not {"Authorization", "X-Request-Id"} & server.requests[0].headers.keys()
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,16 @@ def test_a_plain_model_is_the_one_of_the_region() -> None:
 )
 def test_a_model_that_can_not_be_granted_is_a_fault(model: str, region: str, fault: str | None) -> None:
     assert model_fault(model, region) == fault
+
+
+def test_the_models_that_agents_may_call_are_granted_too(tmp_path: Path) -> None:
+    text = """
+        [upstreams.bedrock]
+        kind = "bedrock"
+        [upstreams.vllm]
+        [runtimes.research]
+        kind = "python"
+        models = ["bedrock/us.amazon.nova-lite-v1:0", "vllm/qwen", "bedrock/amazon.titan-text-lite-v1"]
+        """
+
+    assert catalog_of(tmp_path, text).models == ("amazon.titan-text-lite-v1", "us.amazon.nova-lite-v1:0")
