@@ -10,7 +10,8 @@ The path of one invocation, in reading order; in brackets the parts that a stati
      6  admission           Principal and job -> Invocation with its first hold
      7  runner              owns running attempts; each ends in exactly one way [attempt, leases, takeover]
      8  runtimes.converse   turn after turn on a Model, tools in between        [runtimes.heard, tools]
-     9  models.bedrock      ConverseStream -> batches of frames                 [the rest of models]
+     9  models.route        one model after the other, until one answers        [models.breaker]
+        models.bedrock      ConverseStream -> batches of frames                 [the rest of models]
     10  log                 frames -> events with ids: to readers at once, to the store in groups
     11  follow              replay, then tail -> bytes on a response            [readers, wire, presence]
     12  ledger              what was held is settled by what was used; the end is stored, then shown

@@ -136,10 +136,6 @@ class Reader:
                 self.faults.append(f"{where} must be a list of strings")
                 return ()
             return tuple(value)
-        if kind is bool:
-            if not isinstance(value, bool):
-                self.faults.append(f"{where} must be true or false, not {value!r}")
-            return value
         whole = kind is not float
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         low, high = _RANGES.get(name, _ANY_POSITIVE)
@@ -153,7 +149,7 @@ class Reader:
 def _fault(name: str, value: Any, kind: Any) -> str | None:
     """Say what a flag, a document or a string must be, if it isn't."""
     if kind is bool:
-        return None if isinstance(value, bool) else "true or false"
+        return None if isinstance(value, bool) else f"true or false, not {value!r}"
     if kind is not str:
         return None if isinstance(value, dict) and _is_json(value) else "a table of what JSON has"
     if name in _CHOICES:

@@ -26,7 +26,7 @@ _SILENT: Final = "The model did not begin its answer in time."
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Candidate:
     """One model of a route."""
 
     name: ModelName
@@ -57,8 +57,8 @@ class Routes:
 
     def to(self, names: Sequence[ModelName], *, first_event_s: float) -> "Route":
         """Return the route to these models; the first ones have `first_event_s` to begin their answer."""
-        stops = [Stop(name, self._upstreams[name.upstream], self._breaker(name)) for name in names]
-        return Route(stops, first_event_s=first_event_s)
+        candidates = [Candidate(name, self._upstreams[name.upstream], self._breaker(name)) for name in names]
+        return Route(candidates, first_event_s=first_event_s)
 
     @property
     def upstreams(self) -> Mapping[str, Model]:
@@ -87,24 +87,24 @@ class _Upstream:
 class Route:
     """The models of one runtime, as a `Model`."""
 
-    def __init__(self, stops: Sequence[Stop], *, first_event_s: float) -> None:
-        self._stops = stops
+    def __init__(self, candidates: Sequence[Candidate], *, first_event_s: float) -> None:
+        self._candidates = candidates
         self._first_event_s = first_event_s
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make the call on the first model that begins to answer; see `Model.converse`."""
         given_up: UpstreamError | None = None
-        for place, stop in enumerate(self._stops):
-            if not stop.breaker.admits:
+        for place, candidate in enumerate(self._candidates):
+            if not candidate.breaker.admits:
                 continue
             if given_up is not None:
                 await request.give_up(given_up)
-            is_last = not any(later.breaker.admits for later in self._stops[place + 1 :])
-            request.ask(str(stop.name))
+            is_last = not any(later.breaker.admits for later in self._candidates[place + 1 :])
+            request.ask(str(candidate.name))
             call = _Call(request, deliver, None if is_last else self._first_event_s)
             try:
-                with stop.breaker.watch() as watched:
-                    return await call.make(stop, watched)
+                with candidate.breaker.watch() as watched:
+                    return await call.make(candidate, watched)
             except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
                 if is_last or call.has_begun:
                     raise
@@ -112,7 +112,7 @@ class Route:
         raise given_up or self._left_alone()
 
     def _left_alone(self) -> UpstreamError:
-        soonest_s = min(stop.breaker.retry_after_s for stop in self._stops)
+        soonest_s = min(candidate.breaker.retry_after_s for candidate in self._candidates)
         return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
 
 
@@ -127,18 +127,18 @@ class _Call:
         self._is_sent = False
         self._patience = asyncio.timeout(None)
 
-    async def make(self, stop: Stop, watched: Watched) -> None:
+    async def make(self, candidate: Candidate, watched: Watched) -> None:
         self._watched = watched
         request = replace(
             self._request,
-            model_id=stop.name.model_id,
+            model_id=candidate.name.model_id,
             has_successor=self._first_event_s is not None,
             before_try=self._before_try,
             may_send=self._may_send,
         )
         try:
             async with self._patience:
-                await stop.model.converse(request, self._take)
+                await candidate.model.converse(request, self._take)
         except TimeoutError as error:
             if not self._patience.expired():
                 raise

@@ -182,8 +182,8 @@ def test_what_a_kind_of_runtime_has_no_use_for_is_a_fault() -> None:
         'runtimes.writer.restartable is for runtimes of kind "python"',
         'runtimes.agent.model is for runtimes of kind "converse"',
         'runtimes.agent.tools is for runtimes of kind "converse"',
-        "runtimes.agent.models names the upstream 'nowhere', which [upstreams] lacks",
         'runtimes.agent.models must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
+        "runtimes.agent.models names the upstream 'nowhere', which [upstreams] lacks",
         "runtimes.agent.entry must be \"package.module:function\", not ''",
     ]
 

@@ -90,7 +90,7 @@ def test_all_faults_of_all_options_are_listed() -> None:
 
     (unknown,) = (fault for fault in faults if fault.startswith("speed is not known; known here: additional"))
     assert faults == [
-        "cache must be true or false",
+        "cache must be true or false, not 'yes'",
         "guardrail.mode is not known; known here: id, stream_mode, trace, version",
         'performance must be "standard" or "optimized", not \'fast\'',
         "reasoning.budget_tokens must be a whole number from 1024 to 1e+06, not 100",
