@@ -25,7 +25,7 @@ LAYERS: Final[dict[int, set[str]]] = {
         *("submission", "admission", "ledger"),
         *("runner", "attempt", "takeover", "leases", "tools"),
         *("runtimes.converse", "runtimes.heard", "runtimes.metered", "runtimes.python"),
-        *("agent_loops", "watchdog"),
+        *("agents", "agent_loops", "watchdog"),
         *("log", "follow", "readers", "presence", "wire", "policies"),
     },
     3: {
@@ -54,7 +54,8 @@ EDGES: Final[dict[str, set[str]]] = {
     "takeover": {"attempt", "leases", "policies", "runner"},
     "runtimes.converse": {"runtimes.heard", "runtimes.metered", "tools"},
     "runtimes.metered": {"ledger", "runtimes.heard"},
-    "runtimes.python": {"ledger", "runtimes.metered"},
+    "runtimes.python": {"ledger", "runtimes.heard", "runtimes.metered"},
+    "agents": {"runtimes.python"},
     "agent_loops": {"watchdog"},
     "runtimes.heard": {"ledger"},
     "log": {"wire"},

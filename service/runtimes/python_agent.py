@@ -1,6 +1,6 @@
 """What a python agent is given: its invocation, and the models that it may call.
 
-The only part of Headrace that an agent's author sees (docs/agents.md teaches it):
+The only part of Headrace that an agent's author sees, by way of `service.agents` (docs/agents.md teaches it):
 
     async def run(invocation: AgentInvocation) -> AsyncIterator[str | dict[str, Any]]:
         invocation.progress("thinking")
@@ -15,13 +15,14 @@ posted to it (`python_bridge`).
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
 from service.config import RuntimeConfig
 from service.runtimes import InvocationInput
+from service.runtimes.heard import Heard
 from service.runtimes.python_bridge import CallStream, Outbox, post
 from service.runtimes.python_calls import PHASE, Asked, ModelCalls
 from service.runtimes.python_output import parse
@@ -181,6 +182,20 @@ class AgentModel:
         except (TypeError, AttributeError) as error:
             raise ValueError("messages and tools must be what JSON can hold") from error
         return self._converse(asked)
+
+
+def message_of(events: Iterable[Event]) -> dict[str, Any]:
+    """Return the model's message that the events of one call add up to, for the messages of the next call.
+
+    Its content may hold `toolUse` blocks, each to be answered by a `toolResult` in the message behind it.
+    Input that is no JSON object is `{}`.
+    """
+    heard = Heard(lambda _: None, input_bound=0, max_output=0, keep=True)
+    frames = [
+        (kind.encode(), json.dumps(value).encode()) for event in events for kind, value in event.items()
+    ]
+    heard(frames)
+    return dict(heard.assistant_message())
 
 
 def _copied(value: Any) -> Any:

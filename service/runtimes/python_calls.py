@@ -140,7 +140,7 @@ class ModelCalls:
             if not self.fenced.done():
                 self.fenced.set_result(None)
         except Exception:  # a fault of ours: the agent hears that there was one, instead of waiting for ever
-            logger.exception("model call failed", extra={"invocation_id": self._given.invocation_id})
+            logger.exception("agent's model call failed", extra={"invocation_id": self._given.invocation_id})
             self._tell(stream, InternalError("The failure has been logged with this invocation's id."))
         finally:
             if len(self._running) == 1:

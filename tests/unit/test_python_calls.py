@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from service.agents import AgentInvocation, Event, message_of
 from service.errors import (
     TurnsExhausted,
     UpstreamThrottled,
 )
 from service.invocations import Usage
 from service.runtimes import Outcome
-from service.runtimes.python_agent import AgentInvocation
 from tests.agents import BOUND, GIVEN, MESSAGES, Loop, forward, ledger_of, outcome_of, runtime_of
 from tests.clock import ManualClock
 from tests.fakes import Step, answer, start, stop, text
@@ -205,3 +205,24 @@ async def test_tools_and_bytes_reach_the_model_as_it_wants_them(agent_loop: Loop
     sent = {"image": {"format": "png", "source": {"bytes": "iVBORw=="}}}
     assert list(request.tools) == [spec, spec]
     assert list(request.messages) == [{"role": "user", "content": [{"text": "\ud83d"}, sent]}]
+
+
+def test_the_events_of_a_call_add_up_to_the_message_of_the_next() -> None:
+    def delta(index: int, value: dict[str, Any]) -> Event:
+        return {"contentBlockDelta": {"contentBlockIndex": index, "delta": value}}
+
+    use = {"toolUseId": "t-1", "name": "search"}
+    events: list[Event] = [
+        {"messageStart": {"role": "assistant"}},
+        delta(0, {"text": "Let \ud83d"}),
+        delta(0, {"text": "\ude00 see."}),
+        {"contentBlockStart": {"contentBlockIndex": 1, "start": {"toolUse": use}}},
+        delta(1, {"toolUse": {"input": '{"query":'}}),
+        delta(1, {"toolUse": {"input": '"x"}'}}),
+        {"messageStop": {"stopReason": "tool_use"}},
+    ]
+
+    assert message_of(events) == {
+        "role": "assistant",
+        "content": [{"text": "Let \U0001f600 see."}, {"toolUse": {**use, "input": {"query": "x"}}}],
+    }
