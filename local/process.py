@@ -36,11 +36,13 @@ class Process:
         url: str,
         environ: Mapping[str, str],
         log_path: Path,
+        python: Path | None = None,
     ) -> None:
         self.name = name
         self.url = url
         self.log_path = log_path
-        self._command = [sys.executable, "-m", "local.tether", module, *arguments]
+        interpreter = sys.executable if python is None else str(python.absolute())  # a link, and stays one
+        self._command = [interpreter, "-m", "local.tether", module, *arguments]
         paths = [str(ROOT), environ.get("PYTHONPATH", "")]
         self._environ = {
             **environ,

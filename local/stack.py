@@ -53,7 +53,8 @@ class Stack:
     no gateway), `time_scale` how long a second of its times is. `tables` puts the store on DynamoDB: the
     definition of each table (CreateTable's parameters) by the setting that names the table to the service;
     None means SQLite. `environ` is added to what each service sees. `choose` ("package.module:function") says
-    the script of each call by its request, instead of `bedrock.script`.
+    the script of each call by its request, instead of `bedrock.script`. `service_python` is
+    the Python that runs the services, of an environment that has what agents need.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Stack:
         tables: Mapping[str, Mapping[str, Any]] | None = None,
         environ: Mapping[str, str] | None = None,
         choose: str | None = None,
+        service_python: Path | None = None,
         start_s: float = 30.0,
         stop_s: float = 10.0,
     ) -> None:
@@ -86,6 +88,7 @@ class Stack:
         self._tables = tables
         self._extra = environ or {}
         self._choose = choose
+        self._service_python = service_python
         self._start_s = start_s
         self._stop_s = stop_s
         self._taken: set[int] = set()
@@ -227,7 +230,7 @@ class Stack:
         if self.answers != "bedrock":
             settings["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] = self._endpoint.url
         environ = {**self._environ(), **settings, **self._extra}
-        return self._child(name, module, [], port, environ)
+        return self._child(name, module, [], port, environ, self._service_python)
 
     def _origin(self) -> str:
         """Return the origin whose pages may read the edge's refusals: the service lets in the same one."""
@@ -252,12 +255,18 @@ class Stack:
         return clean_environ(os.environ, aws=self.answers == "bedrock")
 
     def _child(
-        self, name: str, module: str, arguments: Sequence[str], port: int, environ: Mapping[str, str]
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        port: int,
+        environ: Mapping[str, str],
+        python: Path | None = None,
     ) -> Process:
         log_path = self.directory / f"{name}.log"
         log_path.write_bytes(b"")
         url = f"http://127.0.0.1:{port}"
-        process = Process(name, module, arguments, url=url, environ=environ, log_path=log_path)
+        process = Process(name, module, arguments, url=url, environ=environ, log_path=log_path, python=python)
         self.processes.append(process)
         return process
 

@@ -176,7 +176,8 @@ def main(hard_stop_s: float = HARD_STOP_S) -> int:
 
     drain = Drain()
     settings = _read(lambda: Settings.from_env(os.environ), note)
-    catalog = _read(lambda: Catalog.load(Path(os.environ.get("HEADRACE_CATALOG") or "headrace.toml")), note)
+    path = Path(os.environ.get("HEADRACE_CATALOG") or "headrace.toml")
+    catalog = _read(lambda: Catalog.load(path, os.environ), note)
     if settings is not None and catalog is not None:
         configure_logging()
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -97,6 +97,7 @@ class Admission:
             deadline_at_ms=deadline_at_ms,
             reservation_expires_at_ms=reservation_expires_at_ms(deadline_at_ms),
             idempotency=retry_of and retry_of.idempotency(principal, runtime, now_ms),
+            models=tuple(map(str, runtime.route)),
         )
         limits = self._policies.limits_of(principal.sub, principal.groups)
         invocation = await self._store.create_invocation(new, limits, now_ms)

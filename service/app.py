@@ -22,14 +22,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from service.agent_loops import open_agent_loops
 from service.api import ROUTES, SESSION_HEADER, Service
 from service.app_jobs import Jobs
+from service.app_runtimes import Loops, Parts, agents_of, load_parts, make_runtimes
 from service.config import (
     DYNAMODB,
     MAX_DEADLINE_S,
     Catalog,
     ConfigError,
-    RuntimeConfig,
     ServiceConfig,
     Settings,
 )
@@ -38,18 +39,18 @@ from service.identity import Identity
 from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
+from service.models.openai_compat import OpenAICompatModel
+from service.models.route import Routes
 from service.problems import ON_ERROR
-from service.runtimes import Runtime
-from service.runtimes.converse import ConverseRuntime
 from service.stores import Store
 from service.stores.dynamodb import DynamoStore
 from service.stores.sqlite import SqliteStore
 from service.telemetry import Telemetry
-from service.tools import Tools
 
 logger = logging.getLogger(__name__)
 
 Fetch = Callable[[str], Awaitable[bytes]]
+OpenLoops = Callable[[Sequence[str], Callable[[Mapping[str, Any]], None]], AbstractAsyncContextManager[Loops]]
 PURGE_EVERY_S: Final = 600.0
 # A lease goes on while the machine is suspended; Linux's plain monotonic clock does not.
 MONOTONIC_S: Final[Callable[[], float]] = (
@@ -112,10 +113,23 @@ def open_store(store: str, config: ServiceConfig | None = None) -> AbstractAsync
     )
 
 
-def open_upstream(catalog: Catalog) -> AbstractAsyncContextManager[Model]:
-    """Open Bedrock, with as many connections as invocations may run."""
-    config = catalog.service
-    return BedrockModel.open(max_connections=config.running_invocations, silence_s=config.upstream_silence_s)
+@asynccontextmanager
+async def open_upstreams(catalog: Catalog) -> AsyncIterator[Mapping[str, Model]]:
+    """Open every upstream, by name, each with as many connections as invocations may run."""
+    async with AsyncExitStack() as stack:
+        upstreams: dict[str, Model] = {}
+        for name in catalog.upstreams:
+            upstreams[name] = await stack.enter_async_context(_upstream(catalog, name))
+        yield upstreams
+
+
+def _upstream(catalog: Catalog, name: str) -> AbstractAsyncContextManager[Model]:
+    upstream, config = catalog.upstreams[name], catalog.service
+    max_connections, silence_s = config.running_invocations, config.upstream_silence_s
+    if upstream.kind == "bedrock":
+        return BedrockModel.open(max_connections=max_connections, silence_s=silence_s)
+    key = catalog.keys.get(name, "")
+    return OpenAICompatModel.open(upstream, key, max_connections=max_connections, silence_s=silence_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +137,9 @@ class Adapters:
     """What `create_app` opens; tests put doubles in their place."""
 
     open_store: Callable[[str, ServiceConfig], AbstractAsyncContextManager[Store]] = open_store
-    open_upstream: Callable[[Catalog], AbstractAsyncContextManager[Model]] = open_upstream
+    open_upstreams: Callable[[Catalog], AbstractAsyncContextManager[Mapping[str, Model]]] = open_upstreams
     open_jwks: Callable[[], AbstractAsyncContextManager[Fetch]] = jwks_client
+    open_agent_loops: OpenLoops = open_agent_loops
     now_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = MONOTONIC_S
     telemetry: Telemetry = field(default_factory=Telemetry)
@@ -144,17 +159,17 @@ def create_app(
     start.
 
     Raises:
-        ConfigError: A runtime's tools can't be loaded.
+        ConfigError: A runtime's tools or agent can't be loaded.
     """
     adapters = adapters or Adapters()
     drain = drain or Drain()
-    tools = load_tools(catalog)
+    parts = load_parts(catalog)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                service = await _open(stack, settings, catalog, tools, drain, adapters)
+                service = await _open(stack, settings, catalog, parts, drain, adapters)
             except ConfigError as error:
                 if on_config_error is not None:
                     on_config_error(error)
@@ -203,7 +218,7 @@ async def _open(
     stack: AsyncExitStack,
     settings: Settings,
     catalog: Catalog,
-    tools: Mapping[str, Tools],
+    parts: Parts,
     drain: Drain,
     adapters: Adapters,
 ) -> Service:
@@ -219,8 +234,11 @@ async def _open(
     )
     await identity.start()
     store = await stack.enter_async_context(adapters.open_store(settings.store, catalog.service))
-    model = await stack.enter_async_context(adapters.open_upstream(catalog))
-    runtimes = {name: _runtime(config, model, tools[name]) for name, config in catalog.runtimes.items()}
+    upstreams = await stack.enter_async_context(adapters.open_upstreams(catalog))
+    opening = adapters.open_agent_loops(agents_of(parts), adapters.telemetry.loop_blocked)
+    loops = await stack.enter_async_context(opening)
+    routes = Routes(upstreams, now_s=adapters.monotonic_s, on_breaker=adapters.telemetry.breaker_changed)
+    runtimes = make_runtimes(catalog, parts, routes, loops)
     jobs = Jobs.of(
         store,
         catalog,
@@ -255,10 +273,6 @@ async def _open(
         is_ready=lambda: identity.ready and jobs.policies.is_loaded and not drain.is_on,
         now_ms=jobs.now_ms,
     )
-
-
-def _runtime(config: RuntimeConfig, model: Model, tools: Tools) -> Runtime:
-    return ConverseRuntime(config, model, tools)
 
 
 async def _purge_forever(store: Store, retention_s: float, now_ms: Callable[[], int]) -> None:
@@ -303,24 +317,6 @@ def _limit_of(catalog: Catalog) -> Callable[[str], int]:
         for runtime in catalog.runtimes.values()
     }
     return lambda path: limits.get(path, standard_bytes)
-
-
-def load_tools(catalog: Catalog) -> dict[str, Tools]:
-    """Import every runtime's tools.
-
-    Raises:
-        ConfigError: All faults of all runtimes' tools.
-    """
-    tools: dict[str, Tools] = {}
-    faults: list[str] = []
-    for runtime in catalog.runtimes.values():
-        try:
-            tools[runtime.name] = Tools.load(runtime.tools)
-        except ConfigError as error:
-            faults += [f"runtimes.{runtime.name}.tools: {fault}" for fault in error.faults]
-    if faults:
-        raise ConfigError(faults)
-    return tools
 
 
 def new_invocation_id(now_ms: int) -> str:

@@ -163,9 +163,14 @@ class RunningAttempt:
             may_act=self._is_held,
             reserve=self.ledger.reserve,
             settle=self.ledger.settle,
-            settle_at_end=self.ledger.settle_at_end,
+            settle_at_end=self._settle_at_end,
+            settle_noted=self.ledger.settle_noted,
+            ask=self.ledger.ask,
+            give_up=self.ledger.give_up,
             complete=self._complete,
             usage_grace_s=lambda: self._usage_grace_s if self.stop is Stop.CANCELLED else 0.0,
+            show=self._show_phase,
+            remaining_s=self._remaining_s,
         )
 
     def _emit(self, events: Sequence[bytes]) -> None:
@@ -176,6 +181,17 @@ class RunningAttempt:
         if phase == "model" and turn == self._held_turn:
             self._held_turn = None  # from here on the runtime settles it
         await self._held()
+
+    def _settle_at_end(self, turn: int, usage: Usage) -> None:
+        if turn == self._held_turn:
+            self._held_turn = None
+        self.ledger.settle_at_end(turn, usage)
+
+    def _show_phase(self, phase: str) -> None:
+        self.log.phase = phase
+
+    def _remaining_s(self) -> float:
+        return (self.invocation.deadline_at_ms - self._now_ms()) / 1000
 
     async def _complete(self, turn: int, messages: Sequence[Any]) -> None:
         await self.ledger.complete(turn, messages)
@@ -206,7 +222,7 @@ class RunningAttempt:
 
     async def _decide(self, runtime: Runtime | None) -> "_Decision | QuotaExceeded | Stop":
         """Run the runtime and decide the ending; `QuotaExceeded` says: pause."""
-        remaining_s = (self.invocation.deadline_at_ms - self._now_ms()) / 1000
+        remaining_s = self._remaining_s()
         decided: _Decision | QuotaExceeded | Stop
         if self.stop is not None:
             decided = self._stopped()
@@ -233,7 +249,7 @@ class RunningAttempt:
                 pass
             return self._stopped()
         except QuotaExceeded as refusal:
-            may_wait = refusal.is_retryable and self.ledger.refused is not None
+            may_wait = runtime.goes_on and refusal.is_retryable and self.ledger.refused is not None
             return refusal if may_wait else self._failed(refusal)
         except HeadraceError as failure:
             return self._failed(failure)

@@ -14,8 +14,22 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from service.config_options import NO_OPTIONS as NO_OPTIONS
+from service.config_options import (
+    OPTIONS,
+    model_faults,
+)
+from service.config_options import SYSTEM as SYSTEM
+from service.config_options import TOOLS as TOOLS
+from service.config_options import Guardrail as Guardrail
+from service.config_options import ModelName as ModelName
+from service.config_options import ModelOptions as ModelOptions
+from service.config_options import Reasoning as Reasoning
+from service.config_options import cache_points as cache_points
 from service.config_reader import MAX_DEADLINE_S as MAX_DEADLINE_S
 from service.config_reader import Reader
+from service.config_upstreams import UpstreamConfig as UpstreamConfig
+from service.config_upstreams import keys_in, upstream_faults
 
 KIB: Final = 1024
 
@@ -193,20 +207,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamConfig:
-    """`[upstreams.NAME]`: a model backend."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """`[runtimes.NAME]`: a named agent."""
+    """`[runtimes.NAME]`: a named agent. `model` is one name or several, tried in their order (`route`).
+
+    `first_event_s` is how long a model may take to its first event while there is another one to try.
+    """
 
     name: str
     kind: str
-    model: str = ""
+    model: str | tuple[str, ...] = ()
+    first_event_s: float = 60.0
     instructions: str = ""
     tools: tuple[str, ...] = ()
     groups: tuple[str, ...] = ("*",)
@@ -215,16 +225,17 @@ class RuntimeConfig:
     deadline_s: float = 3600.0
     on_disconnect: str = "continue"
     body_limit_bytes: int | None = None
+    entry: str = ""
+    models: tuple[str, ...] = ()
+    restartable: bool = False
+    cleanup_s: float = 3.0
+    options: ModelOptions = NO_OPTIONS
 
     @property
-    def upstream(self) -> str:
-        """The name of the upstream, before the first slash of `model`."""
-        return self.model.partition("/")[0]
-
-    @property
-    def model_id(self) -> str:
-        """The model's id as its upstream knows it, after the first slash of `model`."""
-        return self.model.partition("/")[2]
+    def route(self) -> tuple[ModelName, ...]:
+        """The models that it may call: of `converse` in the order in which they are tried."""
+        names = self.models if self.kind == "python" else self.model
+        return tuple(map(ModelName.of, (names,) if isinstance(names, str) else names))
 
     def admits(self, groups: tuple[str, ...]) -> bool:
         """Tell whether a principal in these groups may call this runtime."""
@@ -233,16 +244,20 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What this deployment serves: `headrace.toml`, validated as a whole."""
+    """What this deployment serves: `headrace.toml`, validated as a whole.
+
+    `keys` are the API keys of upstreams that the file leaves to the environment, by upstream.
+    """
 
     service: ServiceConfig = ServiceConfig()
     upstreams: Mapping[str, UpstreamConfig] = field(default_factory=dict)
     runtimes: Mapping[str, RuntimeConfig] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, path: Path) -> "Catalog":
-        """Read and validate the file.
+    def load(cls, path: Path, environ: Mapping[str, str] | None = None) -> "Catalog":
+        """Read and validate the file; `environ` holds the keys that it names.
 
         Raises:
             ConfigError: The file can't be read, is not TOML, or has faults; all of them.
@@ -253,10 +268,12 @@ class Catalog:
             raise ConfigError([f"the catalog {path} can't be read: {error.strerror}"]) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"the catalog {path} is not TOML: {error}"]) from error
-        return cls.from_document(document)
+        return cls.from_document(document, environ)
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Catalog":
+    def from_document(
+        cls, document: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    ) -> "Catalog":
         """Validate a parsed catalog.
 
         Raises:
@@ -270,7 +287,7 @@ class Catalog:
             for name, table in reader.named_tables("upstreams", document)
         }
         runtimes = {
-            name: reader.table(f"runtimes.{name}", table, RuntimeConfig, {"name": name})
+            name: _read_runtime(reader, name, table)
             for name, table in reader.named_tables("runtimes", document)
         }
         tables = dict(reader.named_tables("limits", document, any_name=True))
@@ -280,17 +297,21 @@ class Catalog:
             for name, table in tables.items()
         }
         limits["default"] = default
-        for name, upstream in upstreams.items():
-            if upstream is not None and upstream.kind != "bedrock":
-                reader.faults.append(f'upstreams.{name}.kind must be "bedrock", not {upstream.kind!r}')
+        kinds = {name: upstream.kind if upstream else "" for name, upstream in upstreams.items()}
+        for upstream in _present(upstreams).values():
+            reader.faults += upstream_faults(upstream)
         for name, runtime in runtimes.items():
             if runtime is not None:
-                _check_runtime(reader, f"runtimes.{name}", runtime, upstreams.keys())
+                given = document["runtimes"][name].keys()
+                _check_runtime(reader, f"runtimes.{name}", runtime, given, kinds)
         if not runtimes:
             reader.faults.append("runtimes: at least one [runtimes.NAME] is needed")
+        keys = keys_in(_present(upstreams), environ or {}, reader.faults)
         if reader.faults:
             raise ConfigError(reader.faults)
-        return cls(service or ServiceConfig(), _present(upstreams), _present(runtimes), _present(limits))
+        return cls(
+            service or ServiceConfig(), _present(upstreams), _present(runtimes), _present(limits), keys
+        )
 
     def limits_of(self, groups: tuple[str, ...]) -> Limits:
         """Return the limits of a principal: of its groups' limits the largest, without any the default."""
@@ -310,21 +331,54 @@ def _present(tables: Mapping[str, _Table | None]) -> dict[str, _Table]:
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def _check_runtime(reader: Reader, where: str, runtime: RuntimeConfig, upstreams: Set[str]) -> None:
-    if runtime.kind != "converse":
-        reader.faults.append(f'{where}.kind must be "converse", not {runtime.kind!r}')
-    if not runtime.upstream or not runtime.model_id:
-        reader.faults.append(
-            f'{where}.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"'
+def _read_runtime(reader: Reader, name: str, table: Mapping[str, Any]) -> RuntimeConfig | None:
+    """Read a runtime's table: its own keys, and those that are options of its model calls."""
+    where = f"runtimes.{name}"
+    of_model = {key: value for key, value in table.items() if key in OPTIONS}
+    rest = {key: value for key, value in table.items() if key not in OPTIONS}
+    options = reader.table(where, of_model, ModelOptions, {}) or ModelOptions()
+    return reader.table(where, rest, RuntimeConfig, {"name": name, "options": options}, beside=OPTIONS)
+
+
+# The keys that mean something to one kind of runtime only.
+_KEYS_OF_KIND: Final = {
+    "converse": {"model", "instructions", "tools", "first_event_s"},
+    "python": {"entry", "models", "restartable", "cleanup_s"},
+}
+_ENTRY: Final = re.compile(r"[\w.]+:\w+")
+
+
+def _check_runtime(
+    reader: Reader, where: str, runtime: RuntimeConfig, given: Set[str], kinds: Mapping[str, str]
+) -> None:
+    if runtime.kind not in _KEYS_OF_KIND:
+        reader.faults.append(f'{where}.kind must be "converse" or "python", not {runtime.kind!r}')
+    for kind, keys in _KEYS_OF_KIND.items():
+        if kind != runtime.kind in _KEYS_OF_KIND:
+            reader.faults += [
+                f'{where}.{key} is for runtimes of kind "{kind}"' for key in sorted(keys & given)
+            ]
+    is_agent = runtime.kind == "python"  # what it sends is its own, and may have all of it
+    has = {SYSTEM: is_agent or runtime.instructions, TOOLS: is_agent or runtime.tools}
+    reader.faults += [
+        f"{where}.{fault}"
+        for fault in model_faults(
+            runtime.route,
+            kinds,
+            runtime.options,
+            max_output_tokens=runtime.max_output_tokens,
+            cacheable=frozenset(part for part, content in has.items() if content),
+            key="models" if is_agent else "model",
         )
-    elif runtime.upstream not in upstreams:
-        reader.faults.append(
-            f"{where}.model names the upstream {runtime.upstream!r}, which [upstreams] lacks"
-        )
+    ]
     if runtime.on_disconnect not in ("continue", "cancel"):
         reader.faults.append(
             f'{where}.on_disconnect must be "continue" or "cancel", not {runtime.on_disconnect!r}'
         )
-    for entry in runtime.tools:
-        if not re.fullmatch(r"[\w.]+:\w+", entry):
-            reader.faults.append(f'{where}.tools: {entry!r} is not "package.module:function"')
+    reader.faults += [
+        f'{where}.tools: {entry!r} is not "package.module:function"'
+        for entry in runtime.tools
+        if not _ENTRY.fullmatch(entry)
+    ]
+    if runtime.kind == "python" and not _ENTRY.fullmatch(runtime.entry):
+        reader.faults.append(f'{where}.entry must be "package.module:function", not {runtime.entry!r}')

@@ -1,8 +1,11 @@
 """Reads TOML tables into dataclasses and gathers their faults; for `config` only."""
 
+import math
 import re
-from collections.abc import Mapping, Set
-from typing import Any, Final, TypeVar, get_type_hints
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import MISSING, Field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 _Table = TypeVar("_Table")
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
@@ -30,8 +33,22 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "monthly_tokens": (0, 1e15),
     "concurrent_invocations": (0, 1e6),
     "max_turns": (1, 1000),
+    "cleanup_s": (0, 4),  # less than `runner.HAND_OVER_GRACE_S`: its clean-up must not cost the hand-over
+    "first_event_s": (0.1, 900),
+    "temperature": (0, 1),
+    "top_p": (0, 1),
+    # https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html
+    "budget_tokens": (1024, 1e6),
+}
+# What a string may be, by field name; any other one is any non-empty string.
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "performance": ("standard", "optimized"),
+    "stream_mode": ("sync", "async"),
+    "trace": ("disabled", "enabled", "enabled_full"),
 }
 _ANY_POSITIVE: Final = (1e-9, 1e15)
+NOT_KEYS: Final = frozenset({"name", "options"})
+"""Fields of a shape that its table has no key for: what it is called, and what is read on its own."""
 
 
 class Reader:
@@ -68,13 +85,25 @@ class Reader:
                 good.append((name, table))
         return good
 
-    def table(self, where: str, table: Any, shape: type[_Table], given: Mapping[str, Any]) -> _Table | None:
-        """Read a table; `given` are values that it need not have. A bad value is as if left out."""
+    def table(
+        self,
+        where: str,
+        table: Any,
+        shape: type[_Table],
+        given: Mapping[str, Any],
+        *,
+        beside: Set[str] = frozenset(),
+    ) -> _Table | None:
+        """Read a table; `given` are values that it need not have. A bad value is as if left out.
+
+        Args:
+            beside: Keys of the table that another shape has.
+        """
         if not isinstance(table, dict):
             self.faults.append(f"{where} must be a table")
             return None
-        types = {name: kind for name, kind in get_type_hints(shape).items() if name != "name"}
-        self.unknown_keys(where, table, types.keys())
+        types = {name: kind for name, kind in get_type_hints(shape).items() if name not in NOT_KEYS}
+        self.unknown_keys(where, table, types.keys() | beside)
         values = dict(given)
         for name, kind in types.items():
             if name in table:
@@ -82,16 +111,25 @@ class Reader:
                 value = self._value(f"{where}.{name}", name, table[name], kind)
                 if len(self.faults) == before:
                     values[name] = value
-        if "kind" in types and "kind" not in table:
-            self.faults.append(f"{where}.kind is missing")
-        if "kind" in types and "kind" not in values:
-            return None
-        return shape(**values)
+        shown: Any = shape
+        needed = {each.name for each in fields(shown) if _is_needed(each)} - NOT_KEYS
+        self.faults += [f"{where}.{name} is missing" for name in sorted(needed - table.keys())]
+        return shape(**values) if values.keys() >= needed else None
 
     def _value(self, where: str, name: str, value: Any, kind: Any) -> Any:
-        if kind is str:
-            if not isinstance(value, str) or not value:
-                self.faults.append(f"{where} must be a non-empty string")
+        if isinstance(kind, UnionType):  # with None: may be left out; of a string and a list: either
+            first, last = get_args(kind)
+            kind = first if last is NoneType or isinstance(value, first) else last
+        if isinstance(kind, type) and is_dataclass(kind):
+            return self.table(where, value, kind, {})
+        if kind is bool or kind == Mapping[str, Any] or kind is str:
+            must_be = _fault(name, value, kind)
+            if must_be:
+                self.faults.append(f"{where} must be {must_be}")
+            return value
+        if kind is bool:
+            if not isinstance(value, bool):
+                self.faults.append(f"{where} must be true or false")
             return value
         if kind == tuple[str, ...]:
             if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
@@ -106,3 +144,30 @@ class Reader:
             self.faults.append(f"{where} must be a {'whole ' if whole else ''}number{bounds}, not {value!r}")
             return value
         return value if whole else float(value)
+
+
+def _fault(name: str, value: Any, kind: Any) -> str | None:
+    """Say what a flag, a document or a string must be, if it isn't."""
+    if kind is bool:
+        return None if isinstance(value, bool) else f"true or false, not {value!r}"
+    if kind is not str:
+        return None if isinstance(value, dict) and _is_json(value) else "a table of what JSON has"
+    if name in _CHOICES:
+        return None if value in _CHOICES[name] else f"{_one_of(_CHOICES[name])}, not {value!r}"
+    return None if isinstance(value, str) and value else "a non-empty string"
+
+
+def _is_needed(each: Field[Any]) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _is_json(value: Any) -> bool:
+    """Tell whether JSON has such a value: TOML has dates, infinity and NaN besides."""
+    if isinstance(value, dict | list):
+        return all(map(_is_json, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _one_of(choices: Sequence[str]) -> str:
+    *first, last = (f'"{choice}"' for choice in choices)
+    return f"{', '.join(first)} or {last}"

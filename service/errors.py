@@ -33,6 +33,7 @@
         ├── TurnsExhausted          turns-exhausted          422
         ├── PauseExpired            pause-expired            429
         ├── OutcomeUnknown          outcome-unknown          500
+        ├── AgentFailed             agent-failed             500
         ├── AttemptsExhausted       attempts-exhausted       503
         ├── RuntimeGone             runtime-gone             503
         ├── DeadlineExceeded        deadline-exceeded        504
@@ -272,7 +273,12 @@ class PauseExpired(InvocationError):
 
 class OutcomeUnknown(InvocationError):
     code, status = "outcome-unknown", 500
-    title = "A tool may or may not have been run, and must not be run twice"
+    title = "What must not be done twice may or may not have been done"
+
+
+class AgentFailed(InvocationError):
+    code, status = "agent-failed", 500
+    title = "The agent failed"
 
 
 class AttemptsExhausted(InvocationError):

@@ -6,7 +6,7 @@ payload untouched. No event contains a raw CR or LF, so a newline separates even
 `data:` line.
 
     model (Bedrock ConverseStream's union)     ours
-    {"messageStart":{"role":"assistant"}}      {"invocationStarted":{"invocationId","runtimeId","attempt"}}
+    {"messageStart":{"role":"assistant"}}      {"invocationStarted":{"invocationId","runtimeId",...}}
     {"contentBlockStart":{...}}                {"attemptRestarted":{"attempt":2,"rewindTo":"1.40"}}
     {"contentBlockDelta":{...}}                {"toolStarted":{"toolUseId","name"}}
     {"contentBlockStop":{...}}                 {"toolFinished":{"toolUseId","name","status"}}
@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from service.config import ModelName
 from service.errors import InvalidCursor
 
 MODEL_EVENT_TYPES: Final = frozenset(
@@ -100,9 +101,16 @@ def encode(event_type: str, value: Mapping[str, Any]) -> bytes:
     return json.dumps({event_type: value}, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def started(invocation_id: str, runtime_id: str) -> bytes:
-    """Return the first event of every log, `1.1`: always the same bytes, whoever writes it."""
-    return encode("invocationStarted", {"invocationId": invocation_id, "runtimeId": runtime_id, "attempt": 1})
+def started(invocation_id: str, runtime_id: str, models: Sequence[str] = ()) -> bytes:
+    """Return the first event of every log, `1.1`: the same bytes, whoever writes it from the same record.
+
+    Args:
+        models: What may be asked, in this order, as its record has it.
+    """
+    value: dict[str, Any] = {"invocationId": invocation_id, "runtimeId": runtime_id, "attempt": 1}
+    if models:
+        value["models"] = [ModelName.of(model).shown for model in models]
+    return encode("invocationStarted", value)
 
 
 def from_frame(event_type: bytes, payload: bytes) -> bytes:

@@ -6,6 +6,7 @@ Pure values: no I/O, no clock. A store writes and reads them, `runner` moves the
     running <─> paused ──> completed | failed | cancelled
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -76,6 +77,25 @@ class Usage(NamedTuple):
         return shown | {"estimated": True} if self.estimated else shown
 
 
+class Tried(NamedTuple):
+    """A model that was asked, `calls` times: `code` says why each was given up for the next one.
+
+    Without a code the call ended there: the model answered, or the call failed with it.
+    """
+
+    model: str
+    code: str = ""
+    calls: int = 1
+
+
+def all_tried(before: Iterable[Tried], more: Iterable[Tried]) -> tuple[Tried, ...]:
+    """Add up what was tried, each model and code once, in the order in which they came first."""
+    calls: dict[tuple[str, str], int] = {}
+    for model, code, count in (*before, *more):
+        calls[model, code] = calls.get((model, code), 0) + count
+    return tuple(Tried(*tried, count) for tried, count in calls.items())
+
+
 class AttemptEnd(StrEnum):
     """Why an attempt ended: with its invocation, or without it."""
 
@@ -121,6 +141,10 @@ class Invocation:
     """Set while it is paused; its deadline stands still from then on."""
     resumes_at_ms: int | None = None
     """While it is paused: when there may be room for its next model call."""
+    models: tuple[str, ...] = ()
+    """What its runtime's route was when it was admitted; older records have none."""
+    tried: tuple[Tried, ...] = ()
+    """The models that its settled calls have asked."""
 
     @property
     def attempt(self) -> int:

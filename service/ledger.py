@@ -1,6 +1,6 @@
 """The ledger: what to hold before a model call, what to write after it, and the account of one attempt.
 
-`admission` and `runtimes.converse` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
+`admission` and `runtimes.metered` ask how much; `runner` gives each attempt its `AttemptLedger`; the store
 keeps the books.
 
 A hold is an upper bound: no text has more tokens than UTF-8 bytes (byte-level BPE and SentencePiece with byte
@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from service.config import Limits
+from service.config import Limits, ModelOptions
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.events import Block
-from service.invocations import Invocation, Usage
+from service.invocations import Invocation, Tried, Usage, all_tried
 from service.log import AttemptLog
 from service.stores import RESERVATION_GRACE_MS, Hold, Settlement, Store, Turn
 
@@ -29,11 +29,15 @@ _T = TypeVar("_T")
 REQUEST_OVERHEAD_TOKENS: Final = 64
 MESSAGE_OVERHEAD_TOKENS: Final = 16
 TOOLS_OVERHEAD_TOKENS: Final = 1024
+# A model that is asked to think gets a system prompt for it, whose size nobody tells.
+REASONING_OVERHEAD_TOKENS: Final = 1024
 # Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision);
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
 DOCUMENT_CEILING_TOKENS: Final = 150_000
 PERSIST_RETRY_S: Final = (0.1, 5.0)
+GIVEN_UP: Final = 1_000_000
+"""Added to a turn for each model that it has asked: the number of a given-up call's entry in the ledger."""
 
 
 def input_bound_tokens(
@@ -58,6 +62,18 @@ def _block_bound_tokens(block: Mapping[str, Any]) -> int:
     if "document" in block:
         return DOCUMENT_CEILING_TOKENS
     return len(json.dumps(block, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def options_bound_tokens(options: ModelOptions) -> int:
+    """Return an upper bound of what a runtime's options add to the input of each model call.
+
+    Cache points add nothing: what is read from a cache or written to it is part of the input all the same.
+    """
+    bound = 0 if options.reasoning is None else REASONING_OVERHEAD_TOKENS
+    more = options.additional_model_request_fields
+    if more:  # may hold tools of the model's own
+        bound += TOOLS_OVERHEAD_TOKENS + len(json.dumps(more, ensure_ascii=False).encode())
+    return bound
 
 
 def reported_usage(metadata: bytes) -> Usage | None:
@@ -93,6 +109,7 @@ class AttemptLedger:
     Attributes:
         total: What the invocation has used, earlier attempts' charged usage included.
         refused: The turn and the tokens of the hold that found no room, if one did.
+        tried: The models that the attempt's settled calls have asked.
     """
 
     def __init__(
@@ -114,8 +131,10 @@ class AttemptLedger:
         self._now_ms = now_ms
         self._held = held
         self._unwritten: dict[int, Settlement] = {}
+        self._tried: dict[int, list[Tried]] = {}
         self.total = invocation.usage
         self.refused: tuple[int, int] | None = None
+        self.tried: tuple[Tried, ...] = ()
 
     @property
     def unwritten(self) -> tuple[Settlement, ...]:
@@ -129,6 +148,13 @@ class AttemptLedger:
             QuotaExceeded, BudgetExceeded: There is no room for it.
             Fenced: Another attempt has taken over.
         """
+        try:
+            await self._hold(turn, tokens)
+        except QuotaExceeded:
+            self.refused = turn, tokens
+            raise
+
+    async def _hold(self, turn: int, tokens: int) -> None:
         invocation = self._invocation
         hold = Hold(
             invocation_id=invocation.invocation_id,
@@ -139,11 +165,36 @@ class AttemptLedger:
             expires_at_ms=reservation_expires_at_ms(invocation.deadline_at_ms),
         )
         await self._held()
+        await persist(lambda: self._store.reserve(hold, self._limits(), self._now_ms()))
+
+    def ask(self, turn: int, model: str) -> None:
+        """Note which model a turn's call asks now: its usage record is this one's."""
+        self._tried.setdefault(turn, []).append(Tried(model))
+
+    async def give_up(self, turn: int, code: str, usage: Usage) -> None:
+        """Note why the model that a turn asks is given up for the next one, and charge what it may have cost.
+
+        That is an entry of its own, with a hold of its own: the turn's hold stays whole for the next model.
+        Cancelled, it is charged all the same.
+
+        Raises:
+            QuotaExceeded, BudgetExceeded: There is no room for it besides the turn's hold; nothing is noted.
+            Fenced: Another attempt has taken over.
+        """
+        tried = self._tried[turn]
+        model = tried[-1].model
+        if not usage.counted_tokens:
+            tried[-1] = Tried(model, code)
+            return
+        entry = turn + len(tried) * GIVEN_UP
         try:
-            await persist(lambda: self._store.reserve(hold, self._limits(), self._now_ms()))
-        except QuotaExceeded:
-            self.refused = turn, tokens
+            await self._hold(entry, usage.counted_tokens)
+        except asyncio.CancelledError:
+            self._note(entry, usage, model)
             raise
+        self._note(entry, usage, model)
+        tried[-1] = Tried(model, code)
+        await self.settle_noted(entry)
 
     async def settle(self, turn: int, usage: Usage, messages: Sequence[Mapping[str, Any]]) -> None:
         """Settle a turn now, and store the events and messages so far with it.
@@ -160,6 +211,15 @@ class AttemptLedger:
     def settle_at_end(self, turn: int, usage: Usage) -> None:
         """Settle a turn with the invocation's ending."""
         self._note(turn, usage)
+
+    async def settle_noted(self, turn: int) -> None:
+        """Write now what `settle_at_end` has noted of a turn, if it has; cut short, the ending has it."""
+        settlement = self._unwritten.get(turn)
+        if settlement is None:
+            return
+        await self._held()
+        await persist(lambda: self._store.settle(settlement, self._now_ms()))
+        del self._unwritten[turn]
 
     async def complete(self, turn: int, messages: Sequence[Mapping[str, Any]]) -> None:
         """Store what a settled turn added to the conversation, with its events.
@@ -184,17 +244,21 @@ class AttemptLedger:
             raise
         self._pen.mark_stored(block)
 
-    def _note(self, turn: int, usage: Usage) -> Settlement:
+    def _note(self, turn: int, usage: Usage, model: str | None = None) -> Settlement:
+        """Note a settlement; the models that its turn has asked are in it."""
         invocation = self._invocation
+        tried = tuple(self._tried.get(turn, ()))
         self.total = self.total.plus(usage)
+        self.tried = all_tried(self.tried, tried)
         settlement = Settlement(
             invocation_id=invocation.invocation_id,
             attempt=invocation.attempt,
             turn=turn,
             sub=invocation.sub,
             runtime_id=invocation.runtime_id,
-            model=self._model,
+            model=model or (tried[-1].model if tried else self._model),
             usage=usage,
+            tried=tried,
         )
         self._unwritten[turn] = settlement
         return settlement

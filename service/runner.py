@@ -138,8 +138,8 @@ class Runner:
 
     def start(self, invocation: Invocation, given: InvocationInput, runtime: RuntimeConfig) -> RunningAttempt:
         """Start the first attempt of an admitted invocation."""
-        first = started(invocation.invocation_id, invocation.runtime_id)
-        return self._start(invocation, given, runtime.model, [first], held_turn=1)
+        first = started(invocation.invocation_id, invocation.runtime_id, invocation.models)
+        return self._start(invocation, given, _model_of(runtime), [first], held_turn=1)
 
     def take_over(
         self,
@@ -160,7 +160,7 @@ class Runner:
         first = [encode("attemptRestarted", restarted)]
         if resumed_turn is not None:
             first.append(encode("invocationResumed", {"attempt": invocation.attempt}))
-        model = runtime.model if runtime is not None else ""
+        model = _model_of(runtime)
         return self._start(invocation, given, model, first, held_turn=resumed_turn, stop=stop)
 
     def _start(
@@ -249,6 +249,7 @@ class Runner:
             "cache_read_tokens": usage.cache_read_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
             "estimated": usage.estimated,
+            "tried": [tried._asdict() for tried in running.ledger.tried],
             "first_frame_ms": round((first_s - running.started_at) * 1000) if first_s is not None else None,
             "duration_ms": round((now - running.started_at) * 1000),
         }
@@ -316,3 +317,8 @@ class Runner:
     def _note_idle(self) -> None:
         if not self._running and not self._admitting:
             self._idle.set()
+
+
+def _model_of(runtime: RuntimeConfig | None) -> str:
+    """Return the model that the usage record of a call names which has asked none."""
+    return str(runtime.route[0]) if runtime is not None and runtime.route else ""

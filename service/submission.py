@@ -98,6 +98,11 @@ def parse_submission(body: bytes, runtime: RuntimeConfig) -> Submission:
     max_tokens = document.get("maxTokens", runtime.max_output_tokens)
     if type(max_tokens) is not int or not 1 <= max_tokens <= runtime.max_output_tokens:
         raise InvalidRequest(f"/maxTokens must be a whole number from 1 to {runtime.max_output_tokens}.")
+    reasoning = runtime.options.reasoning
+    if reasoning is not None and max_tokens <= reasoning.budget_tokens:
+        raise InvalidRequest(
+            f"/maxTokens must be more than {reasoning.budget_tokens}, which this runtime may think with."
+        )
     if "requestMetadata" in document:
         _require_metadata(document["requestMetadata"])
     _require_members_once(body, document)

@@ -1,4 +1,5 @@
-"""Telemetry: two canonical log lines, one per HTTP request and one per finished attempt, as JSON on stdout.
+"""Telemetry: two canonical log lines, one per HTTP request and one per finished attempt, as JSON on stdout;
+and one per change of a breaker.
 
 `__main__` configures logging, `app` hands `Telemetry` to who observes. The only module that knows Powertools:
 its formatter makes every record of the standard `logging` one JSON object, fields beside the constant
@@ -23,6 +24,8 @@ from service.errors import HeadraceError
 
 REQUESTS: Final = logging.getLogger("headrace.request")
 ATTEMPTS: Final = logging.getLogger("headrace.attempt")
+BREAKERS: Final = logging.getLogger("headrace.breaker")
+LOOPS: Final = logging.getLogger("headrace.loop")
 CAUSES_SHOWN: Final = 5
 
 
@@ -37,6 +40,15 @@ class Telemetry:
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         """One attempt has ended; `fields` are the runner's."""
         ATTEMPTS.info("attempt", extra=_named(fields))
+
+    def breaker_changed(self, fields: Mapping[str, Any]) -> None:
+        """A model is left alone, is probed, or answers again; `fields` are its breaker's."""
+        level = logging.INFO if fields.get("state") == "closed" else logging.WARNING
+        BREAKERS.log(level, "breaker", extra=_named(fields))
+
+    def loop_blocked(self, fields: Mapping[str, Any]) -> None:
+        """An event loop is blocked, or goes on again; `fields` are the watchdog's. Called in its thread."""
+        LOOPS.warning("event loop blocked", extra=_named(fields))
 
 
 def _named(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from service.config import Limits
+from service.config import Limits, ModelName
 from service.events import event_type, event_value
-from service.invocations import Attempt, Invocation, timestamp
+from service.invocations import Attempt, Invocation, Tried, timestamp
 from service.stores import Account
 
 
@@ -26,6 +26,8 @@ def record(invocation: Invocation) -> dict[str, Any]:
         "deadlineAt": timestamp(invocation.deadline_at_ms),
         "finishedAt": _maybe(invocation.finished_at_ms),
         "usage": invocation.usage.as_json(),
+        "models": [ModelName.of(model).shown for model in invocation.models],
+        "tried": [_tried(each) for each in invocation.tried],
         "events": location(invocation) + "/events",
     }
     moments = {
@@ -38,6 +40,11 @@ def record(invocation: Invocation) -> dict[str, Any]:
         kind = event_type(invocation.terminal).decode()
         shown["terminalEvent"] = {"id": str(invocation.last), kind: event_value(invocation.terminal)}
     return shown
+
+
+def _tried(tried: Tried) -> dict[str, Any]:
+    code = {"code": tried.code} if tried.code else {}
+    return {"model": ModelName.of(tried.model).shown, **code, "calls": tried.calls}
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -66,6 +73,7 @@ def usage(account: Account, limits: Limits) -> dict[str, Any]:
                 "windowSeconds": window.window_s,
                 "limit": limit_tokens,
                 "used": window.used_tokens,
+                "usage": window.used.as_json(),
                 "reserved": account.reserved_tokens,
                 "remaining": max(0, limit_tokens - held_tokens),
                 "resetsAt": timestamp(window.resets_at_ms),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from service.models import Frame, ModelRequest
-from service.models.bedrock import BedrockModel, Pacing
+from service.models.bedrock import BedrockModel
+from service.models.retries import Pacing
 from tests.scripted_http import (
     END,
     Peer,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -13,6 +13,7 @@ from pytest_asyncio import is_async_test
 
 from local.dynamodb import DynamoDbLocal
 from local.emulators import why_no_dynamodb
+from service.agent_loops import AgentLoop
 from tests.clock import ManualClock, ManualLoop
 from tests.dynamodb import Tables
 
@@ -122,6 +123,18 @@ async def clock(request: pytest.FixtureRequest) -> ManualClock:
     if is_async_test(request.node):
         raise TypeError("the manual clock is for tests/unit and tests/contracts; this test runs in real time")
     return ManualClock()
+
+
+@pytest.fixture(params=["one thread", "two threads"])
+async def agent_loop(request: pytest.FixtureRequest) -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """Run agents in the test's own loop, and, as in production, in another thread's."""
+    if request.param == "one thread":
+        yield asyncio.get_running_loop()
+        return
+    other = AgentLoop("agent")
+    other.start()
+    yield other.loop
+    await other.aclose()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ HTTP promises are tested through it: `async with serving(clock) as served`, then
 friends.
 """
 
+import asyncio
 import contextlib
 import json
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.app import Adapters, Drain, Fetch, create_app
+from service.app_runtimes import Loops
 from service.config import Catalog, ServiceConfig, Settings
 from service.models import Model
 from service.stores import Store
@@ -61,12 +63,20 @@ class Lines:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    breakers: list[dict[str, Any]] = field(default_factory=list)
+    loops: list[dict[str, Any]] = field(default_factory=list)
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
         self.requests.append(dict(fields))
 
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         self.attempts.append(dict(fields))
+
+    def breaker_changed(self, fields: Mapping[str, Any]) -> None:
+        self.breakers.append(dict(fields))
+
+    def loop_blocked(self, fields: Mapping[str, Any]) -> None:
+        self.loops.append(dict(fields))
 
 
 @dataclass
@@ -119,8 +129,11 @@ async def serving(
     store_is_down: bool = False,
     issuer: ScriptedIssuer | None = None,
     settings: Mapping[str, Any] | None = None,
+    upstreams: Mapping[str, Model] | None = None,
 ) -> AsyncIterator[Served]:
-    """Run the service on `clock`, its upstream scripted with `calls`; `catalog` is appended TOML.
+    """Run the service on `clock`, its upstreams scripted with `calls`; `catalog` is appended TOML.
+
+    All upstreams of the catalog are one scripted model, but for those that `upstreams` names.
 
     Two of them with the same file as `store` are two processes of one deployment. Another store than SQLite's
     is given as what opens it.
@@ -141,8 +154,12 @@ async def serving(
     async def open_jwks() -> AsyncIterator[Fetch]:
         yield lambda _: issuer.fetch_jwks()
 
-    def open_upstream(_: Catalog) -> AbstractAsyncContextManager[Model]:
-        return contextlib.nullcontext(model)
+    @asynccontextmanager
+    async def open_agent_loops(runtimes: Sequence[str], _: Any) -> AsyncIterator[Loops]:
+        yield dict.fromkeys(runtimes, asyncio.get_running_loop())
+
+    def open_upstreams(opened: Catalog) -> AbstractAsyncContextManager[Mapping[str, Model]]:
+        return contextlib.nullcontext(dict.fromkeys(opened.upstreams, model) | dict(upstreams or {}))
 
     app = create_app(
         Settings(ISSUER, (CLIENT,), "https://keys", "sqlite::memory:", **(settings or {})),
@@ -150,8 +167,9 @@ async def serving(
         drain=drain,
         adapters=Adapters(
             open_store=open_store,
-            open_upstream=open_upstream,
+            open_upstreams=open_upstreams,
             open_jwks=open_jwks,
+            open_agent_loops=open_agent_loops,
             now_s=lambda: clock.now_ms() / 1000,
             monotonic_s=clock.monotonic_s,
             telemetry=lines,  # type: ignore[arg-type]

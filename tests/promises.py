@@ -15,6 +15,7 @@ class Promise(NamedTuple):
     source: str
 
 
+_AGENTS = "docs/agents.md"
 _API = "docs/api.md"
 _ARCHITECTURE = "docs/architecture.md"
 _CONFIGURATION = "docs/configuration.md"
@@ -72,6 +73,21 @@ JOBS: Final = {
     "refusal-becomes-status": Promise(
         "An upstream's refusal within the grace before the first event becomes an HTTP status.", _API
     ),
+    "falls-over-before-first-event": Promise(
+        "A model that is throttled, unavailable or silent before its first event is given up for the next.",
+        _CONFIGURATION,
+    ),
+    "half-answer-is-failure": Promise(
+        "After the first event no other model is asked: an answer that breaks off ends as a failure.",
+        _CONFIGURATION,
+    ),
+    "breaker-leaves-alone": Promise(
+        "A model that fails too often is left alone by all runtimes of a process, and probed by one call.",
+        _ARCHITECTURE,
+    ),
+    "tried-is-told": Promise(
+        "The record of an invocation says which models were asked, and why each was given up.", _API
+    ),
     "deadline-ends-job": Promise("No invocation runs longer than its deadline.", _CONFIGURATION),
     "tool-errors-go-to-model": Promise(
         "A tool that fails, or whose arguments break its schema, is handed back to the model as an error.",
@@ -85,6 +101,32 @@ JOBS: Final = {
     "handed-over-goes-on": Promise(
         "What a draining process can't finish goes on in another one at once, and is no lost attempt.",
         _ARCHITECTURE,
+    ),
+    "no-agent-twice": Promise(
+        "A `python` agent that is not `restartable` is never run again where it may have run already.",
+        _AGENTS,
+    ),
+    "agent-restarts": Promise(
+        "A `restartable` agent runs again from its start, and voids what the attempt before it said.", _AGENTS
+    ),
+    "agent-output-whole": Promise(
+        "Whatever part of an answer an agent yields, the log has whole messages.", _AGENTS
+    ),
+    "agent-output-refused": Promise(
+        "An agent that yields anything but text and ConverseStream's events fails with the reason.", _AGENTS
+    ),
+    "agent-error-stays-inside": Promise(
+        "An agent's exception is `agent-failed` on the wire; its stack is in the log alone.", _AGENTS
+    ),
+    "agent-stops-in-time": Promise(
+        "An agent that is cancelled has `cleanup_s` to end; then it is left behind and writes no more.",
+        _AGENTS,
+    ),
+    "agent-blocks-only-itself": Promise(
+        "An agent that blocks its loop is named in the log within 2 s, and delays no other stream.", _AGENTS
+    ),
+    "agent-refused-at-start": Promise(
+        "What is no async generator function of one argument stops the start, with the reason.", _AGENTS
     ),
     "attempts-limit": Promise("An invocation that three processes have lost without a turn is ended.", _API),
     "lapsed-lease-sends-nothing": Promise(
@@ -173,6 +215,10 @@ METERING: Final = {
     "override-counts": Promise(
         "A limit that is overridden for a principal counts within 30 s, for its next turn too.", _OPERATIONS
     ),
+    "agent-calls-metered": Promise(
+        "Every model call of an agent is held, made and settled as a turn, however its agent leaves it.",
+        _AGENTS,
+    ),
     "settle-exactly-once": Promise(
         "The usage of a model call is recorded exactly once, however often its settlement is tried.",
         _ARCHITECTURE,
@@ -183,6 +229,13 @@ METERING: Final = {
     "usage-equals-metadata": Promise(
         "What `GET /usage` reports equals, to the token, what the model reported in its `metadata` events.",
         _API,
+    ),
+    "given-up-calls-metered": Promise(
+        "A call that was given up after it may have cost tokens is held for and charged, besides the turn's.",
+        _ARCHITECTURE,
+    ),
+    "cache-metered-apart": Promise(
+        "Tokens read from a prompt cache and tokens written to it are metered apart from other input.", _API
     ),
     "unreported-usage-estimated": Promise(
         "A call whose usage the upstream never reported is settled to an estimate that is marked as one.",
@@ -214,6 +267,10 @@ EDGE: Final = {
     "no-content-in-logs": Promise(
         "No token, prompt, tool argument or completion appears in any log line.", _ARCHITECTURE
     ),
+    "keys-stay-private": Promise(
+        "An upstream's API key stands in no file, log line or error, and goes nowhere public without TLS.",
+        _CONFIGURATION,
+    ),
     "operators-need-the-store-only": Promise(
         "The operator's commands work while no process of the service runs.", _OPERATIONS
     ),
@@ -224,6 +281,10 @@ EDGE: Final = {
     "smoke-finds-what-is-broken": Promise(
         "The smoke test succeeds only if all that it asks for was seen to hold, and shows no token.",
         _OPERATIONS,
+    ),
+    "options-sent-exactly": Promise(
+        "What a runtime asks of its model is sent upstream exactly, and nothing that it does not ask for.",
+        _CONFIGURATION,
     ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION

@@ -1,6 +1,7 @@
 """The port of upstreams: one model call, delivered as batches of ConverseStream frames.
 
-`runtimes.converse` calls it; `models.bedrock` (and later `models.openai_compat`) implement it.
+`runtimes.converse` calls it; `models.bedrock` and `models.openai_compat` implement it, and
+`models.route` goes from one to the next.
 
 A frame is an event type and the payload's bytes, unparsed: `(b"contentBlockDelta",
 b'{"delta":{"text":"Hel"},...}')`. What arrived together in one read is delivered in one call, straight from
@@ -12,7 +13,13 @@ A stream is complete when `messageStop` *and* the end of the stream were seen; e
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from service.config import NO_OPTIONS, ModelOptions
+from service.errors import UpstreamError
+
+CALL_METADATA: Final = "headrace:call"
+"""Says in the upstream's own logs which model call this is: `<invocation>:<attempt>:<turn>`."""
 
 Frame = tuple[bytes, bytes]
 """(event type, payload)."""
@@ -25,15 +32,24 @@ async def _at_once() -> None:
     """Wait for nothing."""
 
 
+async def _given_up(_: UpstreamError) -> None:
+    """Wait for nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
 
+    An upstream carries all `options` or is not configured with them; of cache points, those that it has.
     `max_tokens` is always sent upstream: what is unset reserves the model's maximum of the account's quota.
     `before_try` is awaited before each try, the first one too, and ahead of the pause before a further one:
     what was tried until then is over and has cost nothing. What it raises ends the call. `may_send` is asked
     right before the first byte of a try leaves: if it says no, nothing is sent, and `before_try` is awaited
     again.
+
+    A route (`models.route`) goes from model to model: `ask` is told the name of each, before it is tried.
+    `give_up` is awaited, with what a model failed with, before the next one is tried: it may have cost tokens
+    (`billed`). What it raises ends the call. A model that `has_successor` is not tried again by its adapter.
     """
 
     model_id: str
@@ -42,8 +58,12 @@ class ModelRequest:
     system: str = ""
     tools: Sequence[Mapping[str, Any]] = ()
     request_metadata: Mapping[str, str] = field(default_factory=dict)
+    options: ModelOptions = NO_OPTIONS
     before_try: Callable[[], Awaitable[None]] = _at_once
     may_send: Callable[[], bool] = lambda: True
+    ask: Callable[[str], None] = lambda _: None
+    give_up: Callable[[UpstreamError], Awaitable[None]] = _given_up
+    has_successor: bool = False
 
 
 class Model(Protocol):

@@ -15,14 +15,9 @@ nor logs; tried again is only what was refused before a 200 or never sent, which
 billed.
 """
 
-import asyncio
 import logging
-import random
-import time
-from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 import aioboto3
@@ -31,26 +26,17 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoRegionError
 
 from service.config import ConfigError
-from service.errors import (
-    UpstreamError,
-    UpstreamFailed,
-    UpstreamRejected,
-    UpstreamThrottled,
-    UpstreamUnavailable,
-)
+from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
 from service.models.aws_http import CALL, Call, HttpSession
 from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
-from service.models.connection import Exchange, Sink, Withheld
+from service.models.bedrock_request import parameters_of
+from service.models.connection import Exchange, Sink
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
+from service.models.retries import Pacing, tried
 
 logger = logging.getLogger(__name__)
-
-# Full jitter below these: small, so that a last refusal still comes within `first_event_grace_s` and can be a
-# status. No try begins later than the window: a caller is waiting.
-RETRY_CEILINGS_S: Final = (0.2, 0.5)
-RETRY_WINDOW_S: Final = 5.0
 
 # botocore for Python reads AWS_DEFAULT_REGION only; all other SDKs, Lambda and ECS say AWS_REGION:
 # https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html. A session variable is (key of the
@@ -58,15 +44,6 @@ RETRY_WINDOW_S: Final = 5.0
 _REGION: Final = ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)
 
 _EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-
-
-@dataclass(frozen=True, slots=True)
-class Pacing:
-    """How retries wait."""
-
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    random: Callable[[], float] = random.random
-    now_s: Callable[[], float] = time.monotonic
 
 
 class BedrockModel:
@@ -116,30 +93,13 @@ class BedrockModel:
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make one call and deliver its frames; see `Model.converse`."""
-        give_up_at_s = self._pacing.now_s() + RETRY_WINDOW_S
-        ceilings_s = iter(RETRY_CEILINGS_S)
-        pause_s = 0.0
-        while True:
-            await request.before_try()
-            if pause_s:
-                await self._pacing.sleep(pause_s)
-            try:
-                return await self._call(request, _Answer(deliver))
-            except Withheld:
-                pause_s = 0.0
-            except (UpstreamThrottled, UpstreamUnavailable) as refusal:
-                ceiling_s = next(ceilings_s, None)
-                if refusal.billed or ceiling_s is None:
-                    raise
-                pause_s = self._pacing.random() * ceiling_s
-                if self._pacing.now_s() + pause_s > give_up_at_s:
-                    raise
+        await tried(request, lambda: self._call(request, _Answer(deliver)), self._pacing)
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
         call = Call(answer.on_head, request.may_send)
         token = CALL.set(call)
         try:
-            await self._client.converse_stream(**_parameters(request))
+            await self._client.converse_stream(**parameters_of(request))
             await cast(Exchange, call.exchange).finish()  # its head is here, so it has begun
             answer.finish()
         except Exception as exc:
@@ -222,44 +182,3 @@ class _Answer:
 async def _fail_after(gate: Awaitable[None], failure: UpstreamError, cause: StreamEnded) -> None:
     await gate
     raise failure from cause
-
-
-def _parameters(request: ModelRequest) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
-        "modelId": request.model_id,
-        "messages": [
-            {**message, "content": [_with_bytes(block) for block in message["content"]]}
-            for message in request.messages
-        ],
-        "inferenceConfig": {"maxTokens": request.max_tokens},
-    }
-    if request.system:
-        parameters["system"] = [{"text": request.system}]
-    if request.tools:
-        parameters["toolConfig"] = {"tools": [{"toolSpec": tool} for tool in request.tools]}
-    if request.request_metadata:
-        parameters["requestMetadata"] = dict(request.request_metadata)
-    return parameters
-
-
-def _with_bytes(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn base64 text, as in JSON, into the bytes that botocore wants and encodes again."""
-    match block:
-        case {"image": {"source": {"bytes": str(text)}}}:
-            return {**block, "image": {**block["image"], "source": {"bytes": _bytes(text)}}}
-        case {"document": {"source": {"bytes": str(text)}}}:
-            return {**block, "document": {**block["document"], "source": {"bytes": _bytes(text)}}}
-        case {"reasoningContent": {"redactedContent": str(text)}}:
-            return {**block, "reasoningContent": {"redactedContent": _bytes(text)}}
-        case {"toolResult": {"content": [*blocks]}}:
-            result = {**block["toolResult"], "content": [_with_bytes(inner) for inner in blocks]}
-            return {**block, "toolResult": result}
-        case _:
-            return block
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as exc:
-        raise UpstreamRejected("The bytes of an image or document are not base64.") from exc

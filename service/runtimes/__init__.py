@@ -1,8 +1,8 @@
 """The port of runtimes: what an invocation can run.
 
-`runner` calls it, `runtimes.converse` (the agent loop) implements it. A runtime gets the job as a value
-(`InvocationInput`) and its `Effects`, the few things that it may do to its invocation; it knows neither the
-store nor the log nor HTTP.
+`runner` calls it; `runtimes.converse` (the agent loop) and `runtimes.python` (a deployer's own agent)
+implement it. A runtime gets the job as a value (`InvocationInput`) and its `Effects`, the few things that it
+may do to its invocation; it knows neither the store nor the log nor HTTP.
 """
 
 import json
@@ -104,8 +104,14 @@ class Effects:
         settle: Replace the turn's hold by what was used, now, together with the events so far and what the
             model said: a takeover goes on from there. Raises Fenced.
         settle_at_end: The same for the last model call: it is committed with the invocation's ending.
+        settle_noted: Write what `settle_at_end` was told of a turn, if it was, now: before the ending.
+        ask: Say which model a turn's call asks now.
+        give_up: Say why that model is given up for the next one, and what it may have cost, which is charged
+            apart from the turn. Raises QuotaExceeded, BudgetExceeded: there is no room for it; Fenced.
         complete: Store what a turn added to the conversation; a takeover goes on after it. Raises Fenced.
         usage_grace_s: How long a model call that is cancelled now is read on for its usage.
+        show: Say what goes on, in the same place of heartbeats as `enter`'s phase; waits for nothing.
+        remaining_s: The seconds to the deadline; may be asked in any thread.
     """
 
     attempt: int
@@ -116,8 +122,13 @@ class Effects:
     reserve: Callable[[int, int], Awaitable[None]]
     settle: Callable[[int, Usage, Sequence[Mapping[str, Any]]], Awaitable[None]]
     settle_at_end: Callable[[int, Usage], None]
+    settle_noted: Callable[[int], Awaitable[None]]
+    ask: Callable[[int, str], None]
+    give_up: Callable[[int, str, Usage], Awaitable[None]]
     complete: Callable[[int, Sequence[Mapping[str, Any]]], Awaitable[None]]
     usage_grace_s: Callable[[], float]
+    show: Callable[[str], None]
+    remaining_s: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,11 @@ class Outcome:
 
 class Runtime(Protocol):
     """A named agent's way of running."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later attempt goes on where an earlier one stopped; only then it may wait for quota."""
+        ...
 
     def first_reservation_tokens(self, given: InvocationInput) -> int:
         """Return an upper bound of what the first model call can cost; admission holds it as turn 1."""

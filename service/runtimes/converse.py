@@ -7,23 +7,21 @@ A later attempt goes on after the last turn that was completed; of one that was 
 again, with the same arguments and idempotency keys, unless one of them must not run twice. What was refused
 (no such tool, input that does not fit) is settled with the turn: it has never run, and never will.
 
-`runner` calls it. It calls a `Model`, `Tools` and the `Effects` it is given. Frames pass from the model to
-the log in the connection's callback; what the next turn needs is parsed from them only when there is a next
-turn.
+`runner` calls it. It calls a `Model` (by `runtimes.metered`), `Tools` and the `Effects` it is given. Frames
+pass from the model to the log in the connection's callback; what the next turn needs is parsed from them only
+when there is a next turn.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from service.config import RuntimeConfig
-from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamError, UpstreamFailed
+from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamFailed
 from service.events import encode
-from service.invocations import Usage
-from service.ledger import input_bound_tokens
-from service.models import Model, ModelRequest
+from service.models import CALL_METADATA, Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
 from service.runtimes.heard import Heard, ToolUse, tool_uses_in
+from service.runtimes.metered import call_model, hold_tokens
 from service.tools import ToolCall, ToolResult, Tools
 
 Message = Mapping[str, Any]
@@ -32,12 +30,12 @@ Results = Mapping[str, Mapping[str, Any]]
 
 REFUSED: Final = "refused"
 """The role of what is stored with the model's message until its tools have run: calls that can't be made."""
-CALL_METADATA: Final = "headrace:call"
-"""Says in the upstream's own logs which model call this is: `<invocation>:<attempt>:<turn>`."""
 
 
 class ConverseRuntime:
     """An agent: a model, instructions, tools, a limit of turns."""
+
+    goes_on = True
 
     def __init__(self, config: RuntimeConfig, model: Model, tools: Tools) -> None:
         self._config = config
@@ -46,7 +44,7 @@ class ConverseRuntime:
 
     def first_reservation_tokens(self, given: InvocationInput) -> int:
         """Return the hold of turn 1: a bound of the input, and the most it may generate."""
-        return self._bound_tokens(given.messages) + given.max_tokens
+        return hold_tokens(self._request(given.messages, given, ""))
 
     async def run(self, given: InvocationInput, effects: Effects) -> Outcome:
         """Run turns until the model stops for another reason than `tool_use`.
@@ -107,66 +105,29 @@ class ConverseRuntime:
             effects.settle_at_end(turn, heard.usage)
             raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
 
-    def _bound_tokens(self, messages: Sequence[Message]) -> int:
-        return input_bound_tokens(self._config.instructions, messages, self._tools.specs)
-
-    async def _reserve(
-        self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
-    ) -> None:
-        try:
-            await effects.reserve(turn, self._bound_tokens(messages) + given.max_tokens)
-        except asyncio.CancelledError:  # the hold may be there, but no call was made
-            effects.settle_at_end(turn, Usage())
-            raise
-
-    async def _call_model(
-        self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
-    ) -> Heard:
-        if turn > 1 or effects.attempt > 1:  # admission holds turn 1 of attempt 1
-            await self._reserve(turn, messages, given, effects)
-        heard = Heard(
-            effects.deliver,
-            input_bound=self._bound_tokens(messages),
-            max_output=given.max_tokens,
-            keep=bool(self._tools),
-        )
-        call_id = f"{given.invocation_id}:{effects.attempt}:{turn}"
-        sent = is_over = False  # `sent`: a try may have reached the model, and was not refused
-
-        async def before_try() -> None:
-            nonlocal sent
-            sent = False
-            if is_over:
-                raise asyncio.CancelledError
-            await effects.enter("model", turn)
-
-        def may_send() -> bool:
-            nonlocal sent
-            sent = effects.may_act()
-            return sent
-
-        request = ModelRequest(
-            model_id=self._config.model_id,
+    def _request(self, messages: Sequence[Message], given: InvocationInput, call_id: str) -> ModelRequest:
+        return ModelRequest(
+            model_id=self._config.route[0].model_id,
             messages=messages,
             max_tokens=given.max_tokens,
             system=self._config.instructions,
             tools=self._tools.specs,
             request_metadata={**given.request_metadata, CALL_METADATA: call_id},
-            before_try=before_try,
-            may_send=may_send,
+            options=self._config.options,
         )
-        call = asyncio.ensure_future(self._model.converse(request, heard))
-        try:
-            await asyncio.shield(call)
-        except BaseException as error:
-            is_over = True
-            try:
-                if isinstance(error, asyncio.CancelledError):
-                    await _read_on(call, effects.usage_grace_s() if sent else 0)
-            finally:
-                effects.settle_at_end(turn, _used(call, heard) if sent else Usage())
-            raise
-        return heard
+
+    async def _call_model(
+        self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
+    ) -> Heard:
+        return await call_model(
+            self._model,
+            self._request(messages, given, f"{given.invocation_id}:{effects.attempt}:{turn}"),
+            turn,
+            effects,
+            deliver=effects.deliver,
+            is_held=turn == 1 and effects.attempt == 1,  # by admission
+            keep=bool(self._tools),
+        )
 
     async def _run_tools(
         self,
@@ -219,23 +180,3 @@ def _begun_turn(
     said, *more = turns[-1]
     refused = {block["toolResult"]["toolUseId"]: block for each in more for block in each["content"]}
     return turns[:-1], (said, refused)
-
-
-async def _read_on(call: asyncio.Future[None], grace_s: float) -> None:
-    """Let a cancelled call go on for a moment, since its usage comes last; then end it, however it ends."""
-    try:
-        if grace_s:
-            await asyncio.wait([call], timeout=grace_s)
-    finally:
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-
-
-def _used(call: asyncio.Future[None], heard: Heard) -> Usage:
-    """Return what a call that failed or was cut short has used: it was made, so it is paid for.
-
-    Unless the upstream refused it before it generated anything.
-    """
-    error = call.exception() if call.done() and not call.cancelled() else None
-    refused = isinstance(error, UpstreamError) and not error.billed and not heard.generated
-    return Usage() if refused else heard.usage

@@ -50,12 +50,13 @@ from service.stores.dynamodb_horizon import (
     account_key,
     advance,
     buckets,
-    counted_tokens,
     read_horizon,
     survey,
+    used_in,
 )
 from service.stores.dynamodb_items import call_name, record_key
 from service.stores.windows import (
+    BUCKET_PREFIX,
     KEEP_BUCKETS_S,
     KEEP_MONTHS,
     Standing,
@@ -300,16 +301,22 @@ class Accounts:
             for period_id, item in items.items()
             if period_id.startswith(RESERVATION_PREFIX) and item["expires_at_ms"] > now_ms
         )
-        used = counted_tokens(items[month]) if month in items else 0
+        this_month = [items[month]] if month in items else []
+        day = [item for period_id, item in items.items() if period_id.startswith(BUCKET_PREFIX)]
         return Account(
             (
                 Window(
                     "daily",
                     WINDOW_S,
-                    sum(bucket.tokens for bucket in counted),
+                    used_in(day),
                     counted[0].ages_out_at_ms if counted else now_ms,
                 ),
-                Window("monthly", (ends_ms - begins_ms) // 1000, used, ends_ms),
+                Window(
+                    "monthly",
+                    (ends_ms - begins_ms) // 1000,
+                    used_in(this_month),
+                    ends_ms,
+                ),
             ),
             reserved,
             items[ACCOUNT]["running"] if ACCOUNT in items else 0,

@@ -118,9 +118,14 @@ def read_horizon(account: Item | None) -> Horizon | None:
     )
 
 
+def used_in(items: Sequence[Item]) -> Usage:
+    """Add up what buckets or months count."""
+    return Usage(*(sum(item.get(name, 0) for item in items) for name in COUNTERS))
+
+
 def counted_tokens(item: Item) -> int:
     """Return what a bucket or month counts against a quota."""
-    return Usage(*(item.get(name, 0) for name in COUNTERS)).counted_tokens
+    return used_in([item]).counted_tokens
 
 
 def buckets(statement: Sequence[Item]) -> list[Bucket]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service.events import Block, EventId
-from service.invocations import Attempt, AttemptEnd, Invocation, State, Usage
+from service.invocations import Attempt, AttemptEnd, Invocation, State, Tried, Usage
 from service.stores import NewInvocation, Turn
 from service.stores.dynamodb_client import Item
 from service.stores.packing import pack, unpack
@@ -117,6 +117,8 @@ class Record:
             item.get("cancel_requested_at_ms"),
             item.get("paused_at_ms"),
             item.get("resumes_at_ms"),
+            tuple(item.get("models", ())),
+            tuple(Tried(*each) for each in item.get("tried", ())),
         )
         return cls(
             shown,
@@ -162,6 +164,7 @@ def new_record(new: NewInvocation, now_ms: int) -> Item:
         "held_at_ms": now_ms,
         "listing": listing(new.sub, new.runtime_id),
         "listed_at": listed_at(now_ms, new.invocation_id),
+        "models": list(new.models),
     }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.events import EventId
-from service.invocations import Attempt, Usage
+from service.invocations import Attempt, Usage, all_tried
 from service.stores import Settlement
 from service.stores.dynamodb_client import Refused, Write, put, update
 from service.stores.dynamodb_items import Record, attempts_item, boundary_text, call_name, record_key
@@ -35,6 +35,7 @@ class Change:
         self._lines: dict[str, list[Any]] = {}
         self._holds = dict(record.holds)
         self._charged = Usage()
+        self._tried = record.shown.tried
         self._released_tokens = 0
         self._running = 0
         self._beside: list[Write] = []
@@ -84,7 +85,10 @@ class Change:
         """Settle a call; returns False if it had been settled before."""
         name = call_name(settlement.attempt, settlement.turn)
         charged = settlement.charged and settlement.attempt == self._record.shown.attempt
-        return self._settle(name, settlement.model, settlement.usage, charged=charged)
+        first = self._settle(name, settlement.model, settlement.usage, charged=charged)
+        if first and settlement.tried:
+            self._tried = all_tried(self._tried, settlement.tried)
+        return first
 
     def settle_open_holds(self, *, charged: bool) -> None:
         """Settle what is still held at its full size, as an estimate; lapsed holds too."""
@@ -155,6 +159,9 @@ class Change:
             used = record.shown.usage.plus(self._charged)
             sets |= {"used": list(used[:4]), "estimated": used.estimated}
             conditions |= {"used": list(record.shown.usage[:4])}
+        if self._tried != record.shown.tried:
+            sets["tried"] = [list(each) for each in self._tried]
+            conditions["tried"] = record.item.get("tried")
         if self._holds != record.holds:
             sets["holds"] = self._holds
             conditions["holds"] = record.holds

@@ -162,7 +162,9 @@ async def _granted(
         end=event_sk(EventId(number, 999_999_999)),
     )
     if not stored and number == 1:
-        first = Block(1, 1, (started(record.shown.invocation_id, record.shown.runtime_id),))
+        first = Block(
+            1, 1, (started(record.shown.invocation_id, record.shown.runtime_id, record.shown.models),)
+        )
         change.beside(*event_writes(tables, record.shown.invocation_id, first, now_ms))
         return first.last
     return EventId(number, 1 if stored and stored[0]["first_seq"] == 1 else 0)

@@ -147,7 +147,7 @@ def _take_over(db: sqlite3.Connection, owner: str, now_ms: int, invocation_id: s
 
 def _store_start(db: sqlite3.Connection, record: Invocation) -> None:
     """Store the first event in its writer's place: readers may have had it, and others count on it."""
-    first = started(record.invocation_id, record.runtime_id)
+    first = started(record.invocation_id, record.runtime_id, record.models)
     events.insert(db, record.invocation_id, Block(1, 1, (first,)))
 
 

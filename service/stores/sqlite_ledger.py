@@ -8,12 +8,13 @@ writes it removes the hold and moves the counters in the same transaction. What 
 current one used is never charged, whichever side settles it first. An invocation's usage is what was charged.
 """
 
+import json
 import sqlite3
 from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
-from service.invocations import Invocation, Usage
+from service.invocations import Invocation, Tried, Usage, all_tried
 from service.stores import WINDOW_S, Account, Hold, Settlement, Window
 from service.stores.sqlite_attempts import MAY_WRITE
 from service.stores.windows import (
@@ -39,6 +40,11 @@ _STANDING: Final = f"""
         (SELECT coalesce(sum(tokens), 0) FROM reservations WHERE sub = :sub AND expires_at_ms > :now),
         (SELECT count(*) FROM invocations WHERE sub = :sub AND state = 'running')
 """  # noqa: S608 - the sum is the constant above
+_USED: Final = """
+    SELECT coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+        coalesce(sum(cache_read_tokens), 0), coalesce(sum(cache_write_tokens), 0)
+    FROM usage WHERE user_id = ? AND period_id >= ? AND period_id < ?
+"""
 _BUCKETS: Final = f"""
     SELECT period_id, {COUNTED} FROM usage
     WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {COUNTED} > 0 ORDER BY period_id
@@ -89,7 +95,7 @@ def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> 
 
 def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
     """Replace a hold by its usage, once; returns False if it had been settled before."""
-    return _record(
+    first = _record(
         db,
         Hold(settlement.invocation_id, settlement.attempt, settlement.turn, settlement.sub, 0, 0),
         settlement.runtime_id,
@@ -98,6 +104,20 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
         charged=settlement.charged,
         now_ms=now_ms,
     )
+    if first and settlement.tried:
+        _note_tried(db, settlement)
+    return first
+
+
+def _note_tried(db: sqlite3.Connection, settlement: Settlement) -> None:
+    row = db.execute("SELECT tried FROM invocations WHERE invocation_id = ?", (settlement.invocation_id,))
+    found = row.fetchone()
+    if found is not None:  # else it is gone, and only its ledger stays
+        before = (Tried(*each) for each in json.loads(found[0] or "[]"))
+        db.execute(
+            "UPDATE invocations SET tried = ? WHERE invocation_id = ?",
+            (json.dumps(all_tried(before, settlement.tried)), settlement.invocation_id),
+        )
 
 
 def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *, charged: bool) -> None:
@@ -115,15 +135,20 @@ def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *
 def account(db: sqlite3.Connection, sub: str, now_ms: int) -> Account:
     """Return what a principal has used, holds and runs."""
     standing, running = _standing(db, sub, now_ms)
+    day, month = (
+        Usage(*db.execute(_USED, (sub, first, end)).fetchone())
+        for first, end in (
+            (oldest_bucket_id(now_ms), BUCKET_PREFIX_END),
+            (month_id(now_ms), month_id(now_ms) + "\0"),
+        )
+    )
     month_begins_ms, month_ends_ms = month_bounds_ms(now_ms)
     oldest = next(iter(_buckets(db, sub, now_ms)), None)
     day_resets_ms = now_ms if oldest is None else oldest.ages_out_at_ms
     return Account(
         (
-            Window("daily", WINDOW_S, standing.day_tokens, day_resets_ms),
-            Window(
-                "monthly", (month_ends_ms - month_begins_ms) // 1000, standing.month_tokens, month_ends_ms
-            ),
+            Window("daily", WINDOW_S, day, day_resets_ms),
+            Window("monthly", (month_ends_ms - month_begins_ms) // 1000, month, month_ends_ms),
         ),
         standing.reserved_tokens,
         running,

@@ -3,6 +3,7 @@
 `stores.sqlite` and its siblings call these functions inside a transaction of the store thread.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from itertools import groupby
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from service.errors import IdempotencyMismatch
 from service.events import Block, EventId
-from service.invocations import Attempt, AttemptEnd, Invocation, State, Usage
+from service.invocations import Attempt, AttemptEnd, Invocation, State, Tried, Usage
 from service.stores import Claim, Idempotency, NewInvocation
 from service.stores.sqlite_attempts import begin, close, turns
 from service.stores.windows import BUCKET_PREFIX, MONTH_PREFIX, oldest_kept
@@ -23,6 +24,7 @@ _COLUMNS: Final = """
     i.created_at_ms, i.updated_at_ms, i.deadline_at_ms,
     i.input_tokens, i.output_tokens, i.cache_read_tokens, i.cache_write_tokens, i.estimated,
     i.finished_at_ms, i.terminal, i.cancel_requested_at_ms, i.paused_at_ms, i.resumes_at_ms,
+    i.models, i.tried,
     a.number, coalesce(a.started_at_ms, i.created_at_ms), a.granted_seq,
     CASE WHEN a.ended IS NOT NULL OR a.granted_seq IS NULL THEN a.ended
         WHEN a.number = i.attempt AND i.finished_at_ms IS NOT NULL THEN 'finished' ELSE 'lost' END
@@ -67,7 +69,8 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
     """Write record, input, first attempt and idempotency key."""
     db.execute(
         "INSERT INTO invocations (invocation_id, runtime_id, sub, session_id, state, owner, attempt,"
-        " created_at_ms, updated_at_ms, deadline_at_ms) VALUES (?, ?, ?, ?, 'running', ?, 1, ?, ?, ?)",
+        " created_at_ms, updated_at_ms, deadline_at_ms, models)"
+        " VALUES (?, ?, ?, ?, 'running', ?, 1, ?, ?, ?, ?)",
         (
             new.invocation_id,
             new.runtime_id,
@@ -77,6 +80,7 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
             now_ms,
             now_ms,
             new.deadline_at_ms,
+            json.dumps(new.models),
         ),
     )
     db.execute("INSERT INTO inputs (invocation_id, body) VALUES (?, ?)", (new.invocation_id, new.input))
@@ -96,6 +100,7 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
         now_ms,
         now_ms,
         new.deadline_at_ms,
+        models=new.models,
     )
 
 
@@ -126,18 +131,25 @@ def _record(rows: list[tuple[Any, ...]]) -> Invocation:
     """Read a record from its rows, one per attempt."""
     invocation_id, runtime_id, sub, session_id, state, created, updated, deadline = rows[0][:8]
     *counts, estimated = rows[0][8:13]
+    finished, terminal, cancel_requested, paused, resumes, models, tried = rows[0][13:20]
     return Invocation(
         invocation_id,
         runtime_id,
         sub,
         session_id,
         State(state),
-        tuple(_attempt(*row[18:]) for row in rows),
+        tuple(_attempt(*row[20:]) for row in rows),
         created,
         updated,
         deadline,
         Usage._make((*counts, bool(estimated))),
-        *rows[0][13:18],
+        finished,
+        terminal,
+        cancel_requested,
+        paused,
+        resumes,
+        tuple(json.loads(models or "[]")),
+        tuple(Tried(*each) for each in json.loads(tried or "[]")),
     )
 
 

@@ -207,8 +207,13 @@ _VERSION_4: Final = (
     ) STRICT, WITHOUT ROWID
     """,
 )
+# JSON: a list of names, and a list of [model, code, calls]. NULL: of an older process, or nothing yet.
+_VERSION_5: Final = (
+    "ALTER TABLE invocations ADD COLUMN models TEXT",
+    "ALTER TABLE invocations ADD COLUMN tried TEXT",
+)
 Migrations = Sequence[Sequence[str]]
-MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
+MIGRATIONS: Final[Migrations] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
 
 
 def open_database(

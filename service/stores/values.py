@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from service.events import Block, EventId
-from service.invocations import Invocation, State, Usage
+from service.invocations import Invocation, State, Tried, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class NewInvocation:
     """What admission decides on: the invocation, its input and the reservation of its first model call.
 
     `input` is opaque to the store (JSON bytes, up to the body limit). `owner` is the process's lease.
+    `models` are what its runtime may ask, in order.
     """
 
     invocation_id: str
@@ -41,6 +42,7 @@ class NewInvocation:
     deadline_at_ms: int
     reservation_expires_at_ms: int
     idempotency: Idempotency | None = None
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,10 @@ class Settlement:
     """What replaces a hold: the usage record of one turn's model call.
 
     `charged` False keeps it from the caller's quota (what a dead attempt used; the ledger has it all the
-    same). `messages` (JSON bytes) is what the turn has added to the conversation so far: the model's
-    message, whose tools are still to be run. `boundary` is then the id of the last event that belongs to it,
-    from which a takeover goes on. A block of events up to the boundary can be stored with it in the same
-    transaction.
+    same). `tried` is added to the record's. `messages` (JSON bytes) is what the turn has added to the
+    conversation so far: the model's message, whose tools are still to be run. `boundary` is then the id of
+    the last event that belongs to it, from which a takeover goes on. A block of events up to the boundary can
+    be stored with it in the same transaction.
     """
 
     invocation_id: str
@@ -76,6 +78,7 @@ class Settlement:
     charged: bool = True
     messages: bytes | None = None
     boundary: EventId | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +166,19 @@ class Paused:
 class Window:
     """One quota window of one principal.
 
-    `resets_at_ms`: when `used_tokens` next falls; of the daily one when its oldest bucket ages out.
+    `resets_at_ms`: when `used_tokens` next falls; of the daily one when its oldest bucket ages out. Of `used`
+    no call is marked `estimated`.
     """
 
     name: str
     window_s: int
-    used_tokens: int
+    used: Usage
     resets_at_ms: int
+
+    @property
+    def used_tokens(self) -> int:
+        """What counts against the window's quota."""
+        return self.used.counted_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ does is elsewhere.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,131 +21,30 @@ from service.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from service.models import Frame, Model, ModelRequest
-from service.models.bedrock import BedrockModel
+from service.models import Frame, Model
 from tests.clock import ManualClock
-from tests.fakes import ScriptedModel
-from tests.scripted_http import END, Peer, chunk, event, exception, head, scripted, sized
-
-REQUEST: Final = ModelRequest("some.model-v1:0", [{"role": "user", "content": [{"text": "Hello"}]}], 100)
-SILENCE_S: Final = 900.0
-
-START = ("messageStart", {"role": "assistant"})
-BLOCK_STOP = ("contentBlockStop", {"contentBlockIndex": 0})
-STOP = ("messageStop", {"stopReason": "end_turn"})
-METADATA = ("metadata", {"usage": {"inputTokens": 7, "outputTokens": 2, "totalTokens": 9}})
-
-
-def delta(text: str) -> tuple[str, Any]:
-    return "contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}
-
-
-HELLO = [START, delta("Hel"), delta("lo"), BLOCK_STOP, STOP, METADATA]
-
-Said = Sequence[tuple[str, Any]]
-Step = Said | asyncio.Event | UpstreamError | None
-"""Frames, a barrier, an error; None is silence until the model hangs up."""
+from tests.contracts.model_wires import (
+    BLOCK_STOP,
+    HELLO,
+    METADATA,
+    REQUEST,
+    SILENCE_S,
+    START,
+    STOP,
+    WIRES,
+    Playing,
+    Said,
+    Wire,
+    delta,
+    playing_double,
+    playing_on,
+)
+from tests.scripted_http import Peer, scripted
 
 
-@dataclass
-class Upstream:
-    """An upstream at work; `hung_up` counts the calls that the model left."""
-
-    model: Model
-    hung_up: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-
-
-Playing = Callable[..., AbstractAsyncContextManager[Upstream]]
-"""Play these answers (lists of steps) to one call each."""
-
-
-def payload(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-class BedrockWire:
-    """What Bedrock sends."""
-
-    head = head(content_type="application/vnd.amazon.eventstream", transfer_encoding="chunked")
-    refusals: Final = {
-        UpstreamRejected: sized(400, b"{}", x_amzn_errortype="ValidationException"),
-        UpstreamMisconfigured: sized(403, b"{}", x_amzn_errortype="AccessDeniedException"),
-    }
-    exceptions: Final = {UpstreamRejected: "validationException", UpstreamFailed: "modelStreamErrorException"}
-
-    def step(self, step: Said | UpstreamError) -> bytes:
-        if isinstance(step, UpstreamError):
-            return chunk(exception(self.exceptions[type(step)], {}))
-        return chunk(b"".join(event(event_type, payload(value)) for event_type, value in step))
-
-    def answer(self, *said: Said) -> bytes:
-        return self.head + b"".join(map(self.step, said)) + END
-
-    async def play(self, peer: Peer, steps: Sequence[Step]) -> None:
-        await peer.request()
-        if isinstance(steps[0], UpstreamError):
-            return await peer.send(self.refusals[type(steps[0])])
-        await peer.send(self.head)
-        for step in steps:
-            if isinstance(step, asyncio.Event):
-                await step.wait()
-            elif step is None:
-                return await peer.gone()
-            else:
-                await peer.send(self.step(step))
-        return await peer.send(END)
-
-
-def playing_bedrock(monkeypatch: pytest.MonkeyPatch) -> Playing:
-    @asynccontextmanager
-    async def playing(*answers: Sequence[Step]) -> AsyncIterator[Upstream]:
-        waiting = list(answers)
-
-        async def script(peer: Peer) -> None:
-            while waiting:
-                steps = waiting.pop(0)
-                await BedrockWire().play(peer, steps)
-                if None in steps:
-                    return upstream.hung_up.release()
-            return await peer.gone()
-
-        async with scripted(script) as server:
-            monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
-            async with BedrockModel.open(max_connections=4, silence_s=SILENCE_S) as model:
-                upstream = Upstream(model)
-                yield upstream
-
-    return playing
-
-
-def playing_double(_: pytest.MonkeyPatch) -> Playing:
-    @asynccontextmanager
-    async def playing(*answers: Sequence[Step]) -> AsyncIterator[Upstream]:
-        def translated(step: Step) -> list[Frame] | asyncio.Event | Exception:
-            if isinstance(step, asyncio.Event | UpstreamError):
-                return step
-            if step is None:
-                return asyncio.Event()
-            return [(event_type.encode(), payload(value)) for event_type, value in step]
-
-        class Noticing(ScriptedModel):
-            async def converse(self, request: ModelRequest, deliver: Any) -> None:
-                try:
-                    await super().converse(request, deliver)
-                except asyncio.CancelledError:
-                    upstream.hung_up.release()
-                    raise
-
-        upstream = Upstream(Noticing(*([translated(step) for step in steps] for steps in answers)))
-        yield upstream
-
-    return playing
-
-
-@pytest.fixture(params=[playing_bedrock, playing_double], ids=["bedrock", "double"])
+@pytest.fixture(params=[*WIRES, "double"])
 def playing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Playing:
-    made: Playing = request.param(monkeypatch)
-    return made
+    return playing_on(WIRES[request.param], monkeypatch) if request.param in WIRES else playing_double()
 
 
 class Receiver:
@@ -217,11 +116,11 @@ async def test_nothing_is_sent_that_may_not_be_sent_any_more_until_it_may_again(
 @pytest.mark.promise("truncation-is-failure")
 async def test_an_answer_that_ends_without_message_stop_is_a_failure(playing: Playing) -> None:
     receiver = Receiver()
-    async with playing([HELLO[:4]]) as upstream:
+    async with playing([HELLO[:3]]) as upstream:
         with pytest.raises(UpstreamFailed) as caught:
             await upstream.model.converse(REQUEST, receiver)
 
-    assert (receiver.frames, caught.value.billed) == (HELLO[:4], True)
+    assert (receiver.frames, caught.value.billed) == (HELLO[:3], True)
 
 
 async def test_a_failure_comes_after_the_frames_before_it(playing: Playing) -> None:
@@ -307,10 +206,15 @@ async def test_a_call_cancelled_while_it_is_held_back_hangs_up(playing: Playing,
 # From here on: upstreams on a wire.
 
 
+@pytest.fixture(params=WIRES)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    return WIRES[request.param]
+
+
 @asynccontextmanager
 async def answering(
-    monkeypatch: pytest.MonkeyPatch, *sendings: Sequence[bytes], hang_up: bool = False
-) -> AsyncIterator[BedrockModel]:
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, *sendings: Sequence[bytes], hang_up: bool = False
+) -> AsyncIterator[Model]:
     """Send these bytes, each read before the next is sent, to one request after another."""
     waiting = list(sendings)
 
@@ -321,29 +225,31 @@ async def answering(
             if hang_up:
                 return
 
-    async with scripted(script) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
-        async with BedrockModel.open(max_connections=4, silence_s=SILENCE_S) as model:
-            yield model
+    async with scripted(script) as server, wire.opened(server.url, monkeypatch) as model:
+        yield model
 
 
-ANSWER = BedrockWire().answer(HELLO[:1], HELLO[1:3], HELLO[3:])
+def whole_answer(wire: Wire) -> bytes:
+    return wire.answer(HELLO[:1], HELLO[1:3], HELLO[3:])
 
 
-async def test_an_answer_that_comes_byte_by_byte_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver = Receiver()
-    async with answering(monkeypatch, [ANSWER[at : at + 1] for at in range(len(ANSWER))]) as model:
+async def test_an_answer_that_comes_byte_by_byte_is_the_same(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, sent = Receiver(), whole_answer(wire)
+    async with answering(wire, monkeypatch, [sent[at : at + 1] for at in range(len(sent))]) as model:
         await model.converse(REQUEST, receiver)
 
     assert receiver.frames == HELLO
 
 
 async def test_an_answer_that_comes_in_two_pieces_is_the_same_for_every_cut(
-    monkeypatch: pytest.MonkeyPatch,
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuts = [(ANSWER[:at], ANSWER[at:]) for at in range(1, len(ANSWER))]
+    sent = whole_answer(wire)
+    cuts = [(sent[:at], sent[at:]) for at in range(1, len(sent))]
     outcomes = []
-    async with answering(monkeypatch, *cuts) as model:
+    async with answering(wire, monkeypatch, *cuts) as model:
         for _ in cuts:
             receiver = Receiver()
             await model.converse(REQUEST, receiver)
@@ -353,10 +259,13 @@ async def test_an_answer_that_comes_in_two_pieces_is_the_same_for_every_cut(
 
 
 @pytest.mark.promise("truncation-is-failure")
-async def test_an_answer_that_breaks_off_anywhere_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = range(len(ANSWER))
+async def test_an_answer_that_breaks_off_anywhere_is_a_failure(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = whole_answer(wire)
+    sizes = range(len(sent))
     outcomes = []
-    async with answering(monkeypatch, *([ANSWER[:size]] for size in sizes), hang_up=True) as model:
+    async with answering(wire, monkeypatch, *([sent[:size]] for size in sizes), hang_up=True) as model:
         for _ in sizes:
             receiver = Receiver()
             with pytest.raises(UpstreamFailed) as caught:
@@ -369,10 +278,10 @@ async def test_an_answer_that_breaks_off_anywhere_is_a_failure(monkeypatch: pyte
 @pytest.mark.promise("truncation-is-failure")
 @pytest.mark.parametrize("said", [[], [START], HELLO[:5]], ids=["asked", "began", "finished"])
 async def test_silence_is_a_timeout_that_may_have_cost_tokens(
-    monkeypatch: pytest.MonkeyPatch, clock: ManualClock, said: Said
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, clock: ManualClock, said: Said
 ) -> None:
     receiver = Receiver()
-    async with playing_bedrock(monkeypatch)([*([said] if said else []), None]) as upstream:
+    async with playing_on(wire, monkeypatch)([*([said] if said else []), None]) as upstream:
         task = asyncio.create_task(upstream.model.converse(REQUEST, receiver))
         await clock.advance(SILENCE_S - 0.001)
         patient = not task.done()

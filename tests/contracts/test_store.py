@@ -115,8 +115,8 @@ async def test_finish_writes_the_last_events_the_settlement_and_the_state_at_onc
     month_ends_ms = NOW + 9 * DAY_MS + 7 * HOUR_MS + 20 * 60_000
     assert await store.account("user-1", NOW + 9) == Account(
         (
-            Window("daily", 86_400, 60, NOW + 600_000 + DAY_MS),
-            Window("monthly", 30 * 86_400, 60, month_ends_ms),
+            Window("daily", 86_400, Usage(30, 20, 5, 10), NOW + 600_000 + DAY_MS),
+            Window("monthly", 30 * 86_400, Usage(30, 20, 5, 10), month_ends_ms),
         ),
         reserved_tokens=0,
         running=0,

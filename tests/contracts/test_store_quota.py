@@ -205,22 +205,24 @@ async def test_the_month_is_utcs_and_begins_with_nothing(store: Store) -> None:
     november = await store.account("user-1", MONTH_ENDS_MS - 1)
     december = await store.account("user-1", MONTH_ENDS_MS)
 
-    assert november.windows[1] == Window("monthly", 30 * 86_400, 100, MONTH_ENDS_MS)
-    assert december.windows[1] == Window("monthly", 31 * 86_400, 30, MONTH_ENDS_MS + 31 * DAY_MS)
+    assert november.windows[1] == Window("monthly", 30 * 86_400, used(100), MONTH_ENDS_MS)
+    assert december.windows[1] == Window("monthly", 31 * 86_400, used(30), MONTH_ENDS_MS + 31 * DAY_MS)
 
 
 async def test_the_account_of_somebody_unknown_is_empty(store: Store) -> None:
     assert await store.account("nobody", NOW) == Account(
-        (Window("daily", 86_400, 0, NOW), Window("monthly", 30 * 86_400, 0, MONTH_ENDS_MS)), 0, 0
+        (Window("daily", 86_400, Usage(), NOW), Window("monthly", 30 * 86_400, Usage(), MONTH_ENDS_MS)), 0, 0
     )
 
 
+@pytest.mark.promise("cache-metered-apart")
 async def test_cache_reads_are_recorded_and_not_counted(store: Store) -> None:
     await store.create_invocation(new(), LIMITS, NOW)
     ended = await store.finish(ending(1, 1, settlement(1, 1, Usage(0, 0, 500, 0))), NOW)
 
     assert ended.usage == Usage(0, 0, 500, 0)
-    assert (await store.account("user-1", NOW)).windows[0] == Window("daily", 86_400, 0, NOW)
+    day = (await store.account("user-1", NOW)).windows[0]
+    assert (day, day.used_tokens) == (Window("daily", 86_400, Usage(0, 0, 500, 0), NOW), 0)
 
 
 async def test_an_expired_hold_no_longer_narrows_the_quota(store: Store) -> None:

@@ -34,6 +34,12 @@ kind = "converse"
 model = "bedrock/writer-model"
 max_output_tokens = 1000
 
+[runtimes.pair]
+kind = "converse"
+model = ["bedrock/first-model", "bedrock/second-model"]
+first_event_s = 0.5
+max_output_tokens = 1000
+
 [runtimes.reckoner]
 kind = "converse"
 model = "bedrock/reckoner-model"

@@ -150,6 +150,42 @@ async def test_an_answer_that_breaks_off_fails_and_is_metered(
     assert record["usage"]["estimated"]
 
 
+@pytest.mark.promise("falls-over-before-first-event", "tried-is-told")
+@pytest.mark.parametrize(
+    ("first", "code", "is_billed"),
+    [
+        (refusal("ThrottlingException"), "upstream-throttled", False),
+        (refusal("ServiceUnavailableException"), "upstream-unavailable", False),
+        (Script((Head(), Raise("throttlingException"))), "upstream-throttled", True),
+        (Script((Head(), Wait(NEVER))), "upstream-timeout", True),
+    ],
+    ids=["throttled", "unavailable", "throttled-in-stream", "silent"],
+)
+async def test_a_first_model_that_does_not_begin_falls_over_to_the_second(
+    stack: Stack, ann: Caller, first: Script, code: str, is_billed: bool
+) -> None:
+    await stack.bedrock.script("first-model", first)
+    await stack.bedrock.script("second-model", answer(deltas=WORDS, input_tokens=7, output_tokens=40))
+
+    async with ann.submit(runtime="pair") as stream:
+        await stream.whole()
+    record = await ended(ann, stream.location)
+
+    kinds = [event.type for event in stream.events]
+    assert (stream.response.status, kinds[:2], kinds[-1]) == (
+        200,
+        ["invocationStarted", "messageStart"],
+        "invocationCompleted",
+    )
+    assert record["result"] == {"text": "".join(WORDS)}
+    assert record["tried"] == [
+        {"model": "bedrock/first-model", "code": code, "calls": 1},
+        {"model": "bedrock/second-model", "calls": 1},
+    ]
+    assert (record["usage"]["outputTokens"], record["usage"].get("estimated", False)) == (40, is_billed)
+    assert (record["usage"]["inputTokens"] > 7) is is_billed
+
+
 @pytest.mark.promise("heartbeat-before-first-token")
 async def test_heartbeats_come_while_the_model_is_silent(stack: Stack, ann: Caller) -> None:
     await stack.bedrock.script(MODEL, answer("Late.").insert(0, Wait("heard")))

@@ -40,10 +40,15 @@ model = "bedrock/global.anthropic.claude-sonnet-4-5-20250929-v1:0"
 groups = ["writers"]
 [runtimes.here]
 kind = "converse"
-model = "bedrock/amazon.nova-lite-v1:0"
+model = ["bedrock/amazon.nova-lite-v1:0", "bedrock/amazon.nova-micro-v1:0", "vllm/qwen"]
 [runtimes.ours]
 kind = "converse"
 model = "bedrock/arn:aws:bedrock:eu-west-1:123456789012:application-inference-profile/abc123"
+guardrail = { id = "gr1abc", version = "3" }
+[runtimes.others]
+kind = "converse"
+model = "bedrock/amazon.nova-lite-v1:0"
+guardrail = { id = "arn:aws:bedrock:eu-west-1:210987654321:guardrail/gr2", version = "DRAFT" }
 [runtimes.own]
 kind = "converse"
 model = "vllm/qwen"

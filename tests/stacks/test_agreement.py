@@ -121,6 +121,22 @@ def test_the_task_may_do_what_the_documents_say_and_no_more(stacks: Stacks) -> N
     }
 
 
+def test_guardrails_of_a_catalog_may_be_applied_and_no_others(elsewhere: Stacks) -> None:
+    own = {"Fn::Join": ["", ["arn:aws:bedrock:eu-west-1:", {"Ref": "AWS::AccountId"}, ":guardrail/gr1abc"]]}
+    granted = [
+        (name, statement["Resource"])
+        for name, statement in elsewhere.statements()
+        if statement["Action"] == "bedrock:ApplyGuardrail"
+    ]
+
+    assert [resource for _, resource in granted] == [
+        ["arn:aws:bedrock:eu-west-1:210987654321:guardrail/gr2", own]
+    ] * 2
+    assert [name.startswith(("WorkloadTaskTaskRole", "NetworkVpcBedrock")) for name, _ in granted] == [
+        True
+    ] * 2
+
+
 def test_models_secrets_and_ports_of_a_catalog_are_granted_exactly(elsewhere: Stacks) -> None:
     policy = [
         (statement["Action"], statement["Resource"], statement.get("Condition"))
@@ -136,6 +152,7 @@ def test_models_secrets_and_ports_of_a_catalog_are_granted_exactly(elsewhere: St
     }
 
     assert '"arn:aws:bedrock:eu-west-1::foundation-model/amazon.nova-lite-v1:0"' in text
+    assert '"arn:aws:bedrock:eu-west-1::foundation-model/amazon.nova-micro-v1:0"' in text
     assert '":inference-profile/global.anthropic.claude-sonnet-4-5-20250929-v1:0"' in text
     assert '"arn:aws:bedrock:::foundation-model/anthropic.claude-sonnet-4-5-20250929-v1:0"' in text
     assert '"aws:RequestedRegion": "unspecified"' in text

@@ -80,6 +80,7 @@ async def test_an_answer_ends_as_completed(clock: ManualClock) -> None:
                 "cache_read_tokens": 0,
                 "cache_write_tokens": 0,
                 "estimated": False,
+                "tried": [{"model": "bedrock/model-1", "code": "", "calls": 1}],
                 "first_frame_ms": 0,
                 "duration_ms": 0,
             }

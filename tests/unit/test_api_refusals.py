@@ -27,6 +27,7 @@ kind = "converse"
 model = "bedrock/model-1"
 body_limit_bytes = 10_000_000
 """
+NO_TOKENS = {"inputTokens": 0, "outputTokens": 0, "cacheReadInputTokens": 0, "cacheWriteInputTokens": 0}
 NOTHING_USED = {
     "windows": [
         {
@@ -34,6 +35,7 @@ NOTHING_USED = {
             "windowSeconds": 86_400,
             "limit": 20_000,
             "used": 0,
+            "usage": NO_TOKENS,
             "reserved": 0,
             "remaining": 20_000,
             "resetsAt": "2026-11-21T16:40:00.000Z",
@@ -43,6 +45,7 @@ NOTHING_USED = {
             "windowSeconds": 30 * 86_400,
             "limit": 100_000,
             "used": 0,
+            "usage": NO_TOKENS,
             "reserved": 0,
             "remaining": 100_000,
             "resetsAt": "2026-12-01T00:00:00.000Z",

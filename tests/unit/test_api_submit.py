@@ -44,7 +44,7 @@ async def test_a_submission_is_answered_as_server_sent_events(clock: ManualClock
         ": connected\n"
         "id: 1.1\nevent: invocationStarted\n"
         f'data: {{"invocationStarted":{{"invocationId":"{invocation_id}",'
-        '"runtimeId":"writer","attempt":1}}\n\n'
+        '"runtimeId":"writer","attempt":1,"models":["bedrock/model-1"]}}\n\n'
         'id: 1.2\nevent: messageStart\ndata: {"messageStart":{"role":"assistant"}}\n\n'
         "id: 1.3\nevent: contentBlockDelta\n"
         'data: {"contentBlockDelta":{"contentBlockIndex":0,"delta":{"text":"A head"}}}\n\n'
@@ -138,6 +138,8 @@ async def test_the_record_of_a_finished_invocation_shows_how_it_went(clock: Manu
         "deadlineAt": "2026-11-21T16:50:00.000Z",
         "finishedAt": "2026-11-21T16:40:00.000Z",
         "usage": USAGE,
+        "models": ["bedrock/model-1"],
+        "tried": [{"model": "bedrock/model-1", "calls": 1}],
         "events": f"{INVOCATIONS}/{invocation_id}/events",
         "terminalEvent": {
             "id": "1.8",
@@ -172,6 +174,8 @@ async def test_respond_async_answers_with_the_record_and_the_job_can_be_followed
         "deadlineAt": "2026-11-21T16:50:00.000Z",
         "finishedAt": None,
         "usage": dict.fromkeys(USAGE, 0),
+        "models": ["bedrock/model-1"],
+        "tried": [],
         "events": f"{location}/events",
     }
     assert kinds_of(followed.body) == KINDS

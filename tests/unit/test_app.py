@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import FrameType
 
 import aiohttp
@@ -17,16 +18,18 @@ from service.app import (
     Fetch,
     create_app,
     jwks_client,
-    load_tools,
     new_invocation_id,
     open_store,
-    open_upstream,
+    open_upstreams,
 )
-from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings
+from service.app_runtimes import load_parts
+from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings, UpstreamConfig
 from service.errors import IssuerUnavailable
+from service.models.bedrock import BedrockModel
 from service.stores import Store
 from tests.asgi import lifespan
 from tests.clock import ManualClock
+from tests.fakes import ScriptedModel, answer
 from tests.harness import INVOCATIONS, serving
 from tests.id_tokens import CLIENT, ISSUER, ScriptedIssuer, bearer, jwks
 
@@ -104,12 +107,34 @@ async def test_keys_that_are_larger_than_any_issuers_are_not_read_to_their_end()
 # -- opening
 
 
-async def test_the_store_and_the_upstream_that_are_configured_are_opened() -> None:
-    async with open_store("sqlite::memory:") as store, open_upstream(CATALOG) as model:
+async def test_the_store_and_the_upstreams_that_are_configured_are_opened() -> None:
+    catalog = replace(CATALOG, upstreams={name: UpstreamConfig(name, "bedrock") for name in ("near", "far")})
+
+    async with open_store("sqlite::memory:") as store, open_upstreams(catalog) as upstreams:
         account = await store.account("user-1", 0)
 
         assert (account.running, account.reserved_tokens) == (0, 0)
-        assert callable(model.converse)
+        assert {name: type(model) for name, model in upstreams.items()} == {
+            "near": BedrockModel,
+            "far": BedrockModel,
+        }
+
+
+async def test_each_runtime_calls_the_upstream_that_its_model_names(clock: ManualClock) -> None:
+    second = ScriptedModel(answer("from the second"))
+    catalog = """
+    [upstreams.second]
+    kind = "bedrock"
+    [runtimes.poet]
+    kind = "converse"
+    model = "second/model-2"
+    """
+    async with serving(clock, catalog=catalog, upstreams={"second": second}) as served:
+        for runtime in ("writer", "poet", "poet"):
+            await served.submit(path=f"/runtimes/{runtime}/invocations")
+
+    assert [request.model_id for request in served.model.requests] == ["model-1"]
+    assert [request.model_id for request in second.requests] == ["model-2"] * 2
 
 
 @pytest.mark.parametrize("is_handed_on", [True, False])
@@ -143,7 +168,7 @@ def test_all_faults_of_all_runtimes_tools_are_told_at_once() -> None:
     catalog = Catalog.from_document({"upstreams": {"bedrock": {"kind": "bedrock"}}, "runtimes": tables})
 
     with pytest.raises(ConfigError) as caught:
-        load_tools(catalog)
+        load_parts(catalog)
 
     assert caught.value.faults == [
         (

@@ -19,7 +19,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.models import Frame
-from service.models.bedrock import RETRY_CEILINGS_S
+from service.models.retries import RETRY_CEILINGS_S
 from tests.bedrock import (
     FOREIGN,
     HEAD,

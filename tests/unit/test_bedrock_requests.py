@@ -5,6 +5,7 @@ import base64
 import json
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import botocore.session
 import pytest
@@ -12,11 +13,12 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from service.config import Guardrail, ModelName, ModelOptions, Reasoning
 from service.errors import (
     UpstreamRejected,
 )
 from service.models import ModelRequest
-from service.models.bedrock import Pacing
+from service.models.retries import Pacing
 from tests.bedrock import OK, PROMPT, REQUEST, bedrock, in_turn, refusal
 from tests.scripted_http import (
     Received,
@@ -135,6 +137,100 @@ async def test_what_is_not_asked_for_is_not_sent(monkeypatch: pytest.MonkeyPatch
         "messages": [{"role": "user", "content": [{"text": PROMPT}]}],
         "inferenceConfig": {"maxTokens": 100},
     }
+
+
+OPTIONS = ModelOptions(
+    cache=True,
+    guardrail=Guardrail("gr1", "3", "enabled", "async"),
+    performance="optimized",
+    reasoning=Reasoning(2048),
+    stop_sequences=("END", "STOP"),
+    additional_model_request_fields={"anthropic_beta": ["x"], "top_k": 5, "deep": {"a": [1.5, True]}},
+)
+CACHE_POINT = {"cachePoint": {"type": "default"}}
+
+
+@pytest.mark.promise("options-sent-exactly")
+async def test_every_option_is_sent_as_bedrock_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = replace(FULL, model_id="us.anthropic.claude-sonnet-4-5-20250929-v1:0", options=OPTIONS)
+
+    got = json.loads((await received(request, monkeypatch)).body)
+
+    assert got == {
+        "messages": FULL.messages,
+        "inferenceConfig": {"maxTokens": 77, "stopSequences": ["END", "STOP"]},
+        "system": [{"text": "Be brief."}, CACHE_POINT],
+        "toolConfig": {"tools": [{"toolSpec": FULL.tools[0]}, CACHE_POINT]},
+        "requestMetadata": {"team": "search"},
+        "guardrailConfig": {
+            "guardrailIdentifier": "gr1",
+            "guardrailVersion": "3",
+            "trace": "enabled",
+            "streamProcessingMode": "async",
+        },
+        "performanceConfig": {"latency": "optimized"},
+        "additionalModelRequestFields": {
+            "anthropic_beta": ["x"],
+            "top_k": 5,
+            "deep": {"a": [1.5, True]},
+            "thinking": {"type": "enabled", "budget_tokens": 2048},
+        },
+    }
+
+
+async def test_sampling_is_sent_even_where_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = replace(REQUEST, options=ModelOptions(temperature=0.0, top_p=0.0))
+
+    got = json.loads((await received(request, monkeypatch)).body)
+
+    assert got["inferenceConfig"] == {"maxTokens": 100, "temperature": 0.0, "topP": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("model_id", "system", "tools"),
+    [
+        ("eu.anthropic.claude-haiku-4-5-20251001-v1:0", True, True),
+        ("eu.amazon.nova-lite-v1:0", True, False),
+        ("meta.llama3-1-8b-instruct-v1:0", False, False),
+        ("arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1", True, True),
+    ],
+)
+async def test_cache_points_are_sent_where_the_model_takes_them(
+    monkeypatch: pytest.MonkeyPatch, model_id: str, system: bool, tools: bool
+) -> None:
+    request = replace(FULL, model_id=model_id, options=ModelOptions(cache=True))
+
+    got = json.loads((await received(request, monkeypatch)).body)
+
+    assert got["system"] == [{"text": "Be brief."}] + [CACHE_POINT] * system
+    assert got["toolConfig"]["tools"] == [{"toolSpec": FULL.tools[0]}] + [CACHE_POINT] * tools
+
+
+async def test_a_cache_point_stands_only_behind_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = replace(REQUEST, model_id="anthropic.claude-v9", options=ModelOptions(cache=True))
+
+    got = json.loads((await received(request, monkeypatch)).body)
+
+    assert got.keys() == {"messages", "inferenceConfig"}
+
+
+@pytest.mark.parametrize(
+    "model_id",
+    [
+        "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "global.amazon.nova-2-lite-v1:0",
+        "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-lite-v1:0",
+        "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1b2c3",
+    ],
+)
+async def test_an_inference_profile_is_a_model_id(monkeypatch: pytest.MonkeyPatch, model_id: str) -> None:
+    request = replace(REQUEST, model_id=ModelName.of(f"bedrock/{model_id}").model_id)
+
+    got = await received(request, monkeypatch)
+
+    assert got.target == f"/model/{quote(model_id, safe='')}/converse-stream"
 
 
 async def test_bytes_go_as_they_stand_in_the_public_json(monkeypatch: pytest.MonkeyPatch) -> None:

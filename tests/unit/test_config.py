@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings
+from service.config import Catalog, ConfigError, Limits, ModelName, ServiceConfig, Settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {
@@ -89,8 +89,9 @@ def test_the_catalog_of_this_repository_is_valid() -> None:
     catalog = Catalog.load(ROOT / "headrace.toml")
 
     assert sorted(catalog.runtimes) == ["editor", "writer"]
-    assert catalog.runtimes["writer"].upstream == "bedrock"
-    assert catalog.runtimes["writer"].model_id == "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    assert catalog.runtimes["writer"].route == (
+        ModelName("bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    )
 
 
 @pytest.mark.promise("unknown-names-stop-start")
@@ -103,7 +104,7 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         kind = "bedrok"
         [upstreams.none]
         [runtimes.writer]
-        kind = "python"
+        kind = "pyton"
         model = "nowhere/model"
         max_turns = 0
         deadline_s = true
@@ -129,12 +130,61 @@ def test_all_faults_of_the_catalog_are_listed() -> None:
         "runtimes.writer.max_turns must be a whole number from 1 to 1000, not 0",
         "runtimes.writer.deadline_s must be a number from 1 to 28800, not True",
         "limits.default.daily_tokens must be a whole number from 0 to 1e+15, not -1",
-        "upstreams.bedrock.kind must be \"bedrock\", not 'bedrok'",
-        "runtimes.writer.kind must be \"converse\", not 'python'",
+        'upstreams.bedrock.kind must be "bedrock" or "openai", not \'bedrok\'',
+        'runtimes.writer.kind must be "converse" or "python", not \'pyton\'',
         "runtimes.writer.model names the upstream 'nowhere', which [upstreams] lacks",
         'runtimes.poet.model must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
         'runtimes.poet.on_disconnect must be "continue" or "cancel", not \'stop\'',
         "runtimes.poet.tools: 'no-colon' is not \"package.module:function\"",
+    ]
+
+
+def test_a_python_runtime_names_its_agent_and_the_models_that_it_may_call() -> None:
+    catalog = Catalog.from_document(
+        tomllib.loads(
+            """
+            [upstreams.bedrock]
+            kind = "bedrock"
+            [runtimes.research]
+            kind = "python"
+            entry = "my_agents.research:run"
+            models = ["bedrock/a", "bedrock/b"]
+            restartable = true
+            cleanup_s = 1
+            """
+        )
+    )
+
+    research = catalog.runtimes["research"]
+    assert (research.entry, research.models) == ("my_agents.research:run", ("bedrock/a", "bedrock/b"))
+    assert (research.restartable, research.cleanup_s) == (True, 1.0)
+
+
+@pytest.mark.promise("unknown-names-stop-start")
+def test_what_a_kind_of_runtime_has_no_use_for_is_a_fault() -> None:
+    faults = faults_of(
+        CATALOG
+        + """
+        restartable = false
+        [runtimes.agent]
+        kind = "python"
+        model = "bedrock/a"
+        tools = ["m:f"]
+        models = ["nowhere/a", "b"]
+        restartable = 1
+        cleanup_s = 5
+        """
+    )
+
+    assert faults == [
+        "runtimes.agent.restartable must be true or false, not 1",
+        "runtimes.agent.cleanup_s must be a number from 0 to 4, not 5",
+        'runtimes.writer.restartable is for runtimes of kind "python"',
+        'runtimes.agent.model is for runtimes of kind "converse"',
+        'runtimes.agent.tools is for runtimes of kind "converse"',
+        'runtimes.agent.models must be "UPSTREAM/MODEL ID", such as "bedrock/us.amazon.nova-lite-v1:0"',
+        "runtimes.agent.models names the upstream 'nowhere', which [upstreams] lacks",
+        "runtimes.agent.entry must be \"package.module:function\", not ''",
     ]
 
 

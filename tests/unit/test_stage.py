@@ -202,6 +202,10 @@ def test_the_catalog_says_what_aws_must_know(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("", "the catalog {} has no [runtimes.NAME]"),
+        (
+            "[runtimes.a]\nguardrail.id = 'gr/*'",
+            "'gr/*' is not the id or ARN of a guardrail",
+        ),
         ("[runtimes.a]\n[limits.'Team A']", "Cognito has no group 'Team A': it has white space"),
         ("[runtimes.a]\n[upstreams.v]\nkey_secret = 'hunter2'", "'hunter2' is not the ARN of a secret"),
         ("runtimes = 3", "the catalog {}: runtimes must be a table"),
@@ -300,3 +304,36 @@ def test_a_plain_model_is_the_one_of_the_region() -> None:
 )
 def test_a_model_that_can_not_be_granted_is_a_fault(model: str, region: str, fault: str | None) -> None:
     assert model_fault(model, region) == fault
+
+
+def test_all_models_of_a_runtime_and_its_guardrail_are_granted(tmp_path: Path) -> None:
+    arn = f"arn:aws:bedrock:us-east-1:{ACCOUNT}:guardrail/gr2"
+    text = f"""
+        [upstreams.bedrock]
+        kind = "bedrock"
+        [upstreams.vllm]
+        [runtimes.several]
+        model = ["bedrock/us.amazon.nova-lite-v1:0", "vllm/qwen", "bedrock/amazon.titan-text-lite-v1"]
+        guardrail = {{ id = "gr1", version = "1" }}
+        [runtimes.one]
+        model = "bedrock/us.amazon.nova-lite-v1:0"
+        guardrail = {{ id = "{arn}", version = "1" }}
+        """
+
+    catalog = catalog_of(tmp_path, text)
+
+    assert catalog.models == ("amazon.titan-text-lite-v1", "us.amazon.nova-lite-v1:0")
+    assert catalog.guardrails == (arn, "gr1")
+
+
+def test_the_models_that_agents_may_call_are_granted_too(tmp_path: Path) -> None:
+    text = """
+        [upstreams.bedrock]
+        kind = "bedrock"
+        [upstreams.vllm]
+        [runtimes.research]
+        kind = "python"
+        models = ["bedrock/us.amazon.nova-lite-v1:0", "vllm/qwen", "bedrock/amazon.titan-text-lite-v1"]
+        """
+
+    assert catalog_of(tmp_path, text).models == ("amazon.titan-text-lite-v1", "us.amazon.nova-lite-v1:0")

@@ -1,0 +1,167 @@
+"""A route: the models that a call may go to, in their order, as one `Model`.
+
+`app` makes one `Routes` for the process, and each runtime's route from it; `runtimes.metered` calls it. It
+calls the upstreams' models, and asks each one's `Breaker` before.
+
+    converse ── model 1 ── throttled, unavailable, no first event in time ── model 2 ── ...
+                   └── the first event: it is this one's answer, whatever becomes of it
+
+Invariants: nothing is tried after an event was delivered; a call that may have cost tokens is given up only
+if the caller says that there is room for what it cost (`ModelRequest.give_up`); while there is a next model,
+the one that is asked is asked once, and the last one retries as its adapter does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from service.config import ModelName
+from service.errors import UpstreamError, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from service.models import Deliver, Frame, Model, ModelRequest
+from service.models.breaker import Breaker, Watched
+
+_TOO_OFTEN: Final = "The model backend has failed too often, and is left alone for a moment: try again later."
+_SILENT: Final = "The model did not begin its answer in time."
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model of a route."""
+
+    name: ModelName
+    model: Model
+    breaker: Breaker
+
+
+class Routes:
+    """Makes routes; has the breakers of all models of the process.
+
+    Args:
+        upstreams: The upstreams, by name.
+        now_s: A monotonic clock.
+        on_breaker: Told each change of a breaker.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Model],
+        *,
+        now_s: Callable[[], float],
+        on_breaker: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._upstreams = upstreams
+        self._now_s = now_s
+        self._on_breaker = on_breaker
+        self._breakers: dict[ModelName, Breaker] = {}
+
+    def to(self, names: Sequence[ModelName], *, first_event_s: float) -> "Route":
+        """Return the route to these models; the first ones have `first_event_s` to begin their answer."""
+        candidates = [Candidate(name, self._upstreams[name.upstream], self._breaker(name)) for name in names]
+        return Route(candidates, first_event_s=first_event_s)
+
+    @property
+    def upstreams(self) -> Mapping[str, Model]:
+        """The upstreams as models: of each call the one that it names, through its breaker."""
+        return {upstream: _Upstream(self, upstream) for upstream in self._upstreams}
+
+    def _breaker(self, name: ModelName) -> Breaker:
+        if name not in self._breakers:
+            told = {"model": str(name)}
+            self._breakers[name] = Breaker(self._now_s, lambda fields: self._on_breaker(told | fields))
+        return self._breakers[name]
+
+
+class _Upstream:
+    """All models of one upstream."""
+
+    def __init__(self, routes: Routes, upstream: str) -> None:
+        self._routes = routes
+        self._upstream = upstream
+
+    async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+        name = ModelName(self._upstream, request.model_id)
+        await self._routes.to([name], first_event_s=0).converse(request, deliver)
+
+
+class Route:
+    """The models of one runtime, as a `Model`."""
+
+    def __init__(self, candidates: Sequence[Candidate], *, first_event_s: float) -> None:
+        self._candidates = candidates
+        self._first_event_s = first_event_s
+
+    async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+        """Make the call on the first model that begins to answer; see `Model.converse`."""
+        given_up: UpstreamError | None = None
+        for place, candidate in enumerate(self._candidates):
+            if not candidate.breaker.admits:
+                continue
+            if given_up is not None:
+                await request.give_up(given_up)
+            is_last = not any(later.breaker.admits for later in self._candidates[place + 1 :])
+            request.ask(str(candidate.name))
+            call = _Call(request, deliver, None if is_last else self._first_event_s)
+            try:
+                with candidate.breaker.watch() as watched:
+                    return await call.make(candidate, watched)
+            except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
+                if is_last or call.has_begun:
+                    raise
+                given_up = failure
+        raise given_up or self._left_alone()
+
+    def _left_alone(self) -> UpstreamError:
+        soonest_s = min(candidate.breaker.retry_after_s for candidate in self._candidates)
+        return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
+
+
+class _Call:
+    """One try at one model, with a limit for its first event if there is another model to try."""
+
+    def __init__(self, request: ModelRequest, deliver: Deliver, first_event_s: float | None) -> None:
+        self.has_begun = False
+        self._request = request
+        self._deliver = deliver
+        self._first_event_s = first_event_s
+        self._is_sent = False
+        self._patience = asyncio.timeout(None)
+
+    async def make(self, candidate: Candidate, watched: Watched) -> None:
+        self._watched = watched
+        request = replace(
+            self._request,
+            model_id=candidate.name.model_id,
+            has_successor=self._first_event_s is not None,
+            before_try=self._before_try,
+            may_send=self._may_send,
+        )
+        try:
+            async with self._patience:
+                await candidate.model.converse(request, self._take)
+        except TimeoutError as error:
+            if not self._patience.expired():
+                raise
+            failure = UpstreamTimeout(_SILENT)
+            failure.billed = self._is_sent
+            raise failure from error
+
+    async def _before_try(self) -> None:
+        """What the caller waits for (its lease) is not the model's silence."""
+        self._is_sent = False
+        self._patience.reschedule(None)
+        await self._request.before_try()
+        if self._first_event_s is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._first_event_s)
+
+    def _may_send(self) -> bool:
+        self._is_sent = self._request.may_send()
+        return self._is_sent
+
+    def _take(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
+        if not self.has_begun:
+            self.has_begun = True
+            self._watched.answered()
+            if not self._patience.expired():  # else it is too late: a half answer, and a failure
+                self._patience.reschedule(None)
+        return self._deliver(frames)

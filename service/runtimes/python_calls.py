@@ -1,0 +1,202 @@
+"""The model calls of one python agent, in the service's thread: each a turn, held, made, settled like ours.
+
+    agent: converse() ──> begin ─> hold ─> `metered.call_model` ─> noted ─> written ─> the agent's stream ends
+    agent: leaves it  ──> leave ─> read on for its usage, noted, written
+
+`runtimes.python` makes one `ModelCalls` a run; `python_agent` asks it, by `python_bridge.post`. Calls may run
+beside one another: each has a turn, a hold and a settlement of its own, written as soon as it is over, so
+that the agent's next call finds the room that is really there. What is not written when the run ends is in
+the ending.
+
+A hold that admission made is used by the first call if that fits into it, else given back before the call's
+own is made. Nothing here stores a turn: a later attempt of an agent begins anew.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from service.config import RuntimeConfig
+from service.errors import Fenced, HeadraceError, InternalError, TurnsExhausted
+from service.invocations import Usage
+from service.models import CALL_METADATA, Model, ModelRequest
+from service.runtimes import Effects, InvocationInput
+from service.runtimes.metered import call_model, hold_tokens
+from service.runtimes.python_bridge import CallStream
+
+logger = logging.getLogger(__name__)
+
+PHASE: Final = "agent"
+
+
+class InvocationOver(Exception):
+    """The invocation has ended, or was stopped: its agent may call no model any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an agent asks of a model; all of it its own copy."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    system: str
+    tools: Sequence[Mapping[str, Any]]
+    max_tokens: int
+
+
+class ModelCalls:
+    """The model calls of one run.
+
+    Args:
+        held_tokens: The hold of turn 1 that admission has made; 0 if it made none.
+        usage_grace_s: How long a call that its agent has left is read on for its usage.
+
+    Attributes:
+        fenced: Done when another attempt has taken over.
+        told: The errors that the agent was told of: ours, if they come back out of it.
+        phase: What heartbeats say while no model is called.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        upstreams: Mapping[str, Model],
+        given: InvocationInput,
+        effects: Effects,
+        *,
+        held_tokens: int,
+        usage_grace_s: float,
+    ) -> None:
+        self._config = config
+        self._upstreams = upstreams
+        self._given = given
+        self._effects = effects
+        self._held_tokens = held_tokens
+        self._usage_grace_s = usage_grace_s
+        self._turns = 1 if held_tokens else 0  # turn 1 is held, and maybe never called
+        self._made = 0
+        self._running: dict[CallStream, asyncio.Task[None]] = {}
+        self._over = self._stopped = False
+        self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.told: list[HeadraceError] = []
+        self.phase = PHASE
+
+    def begin(self, asked: Asked, stream: CallStream) -> None:
+        """Begin a call; what it says, and how it ends, goes to the stream."""
+        if self._over:
+            stream.end(InvocationOver("The invocation has ended: its agent can call no model any more."))
+        elif self._made == self._config.max_turns:
+            self._tell(stream, TurnsExhausted(f"The agent has called models {self._made} times already."))
+        else:
+            self._made += 1
+            task = asyncio.get_running_loop().create_task(self._call(asked, stream))
+            self._running[stream] = task
+            task.add_done_callback(lambda _: self._ended(stream))
+
+    def leave(self, stream: CallStream) -> None:
+        """End a call whose agent takes no more of it, unless it is over."""
+        stream.drop()
+        if stream in self._running:
+            self._running[stream].cancel()
+
+    def show(self, phase: str) -> None:
+        """Say in heartbeats what the agent does."""
+        self.phase = phase
+        self._effects.show(phase)
+
+    def _ended(self, stream: CallStream) -> None:
+        del self._running[stream]
+        stream.end(InvocationOver("The call was stopped."))  # unless it has ended otherwise
+
+    async def aclose(self, *, stopped: bool) -> None:
+        """Begin no more, cut what runs, and wait until its usage is noted; cancelled, it reads nothing on.
+
+        Args:
+            stopped: The run was stopped from outside: `Effects` say how long calls are read on.
+        """
+        self._over, self._stopped = True, stopped
+        running = dict(self._running)
+        interrupted = False
+        while running:
+            for stream, task in running.items():
+                stream.drop()
+                if interrupted or not task.cancelling():
+                    task.cancel()
+            try:
+                await asyncio.wait(running.values())
+                break
+            except asyncio.CancelledError:
+                interrupted = True
+        if interrupted:
+            raise asyncio.CancelledError
+
+    async def _call(self, asked: Asked, stream: CallStream) -> None:
+        """Make one call; however it ends, its stream does, and its hold is gone or noted."""
+        try:
+            self._tell(stream, await self._settled(asked, stream))
+        except Fenced:
+            if not self.fenced.done():
+                self.fenced.set_result(None)
+        except Exception:  # a fault of ours: the agent hears that there was one, instead of waiting for ever
+            logger.exception("agent's model call failed", extra={"invocation_id": self._given.invocation_id})
+            self._tell(stream, InternalError("The failure has been logged with this invocation's id."))
+        finally:
+            if len(self._running) == 1:
+                self._effects.show(self.phase)
+
+    async def _settled(self, asked: Asked, stream: CallStream) -> HeadraceError | None:
+        """Hold, call and settle; returns what the agent is told of it, None if all went well."""
+        request = self._request(asked)
+        turn, is_held = await self._turn(hold_tokens(request))
+        failure: HeadraceError | None = None
+        try:
+            heard = await call_model(
+                self._upstreams[asked.model.partition("/")[0]],
+                replace(request, request_metadata=self._metadata(turn)),
+                turn,
+                self._effects,
+                deliver=stream.deliver,
+                is_held=is_held,
+                grace_s=lambda: self._effects.usage_grace_s() if self._stopped else self._usage_grace_s,
+            )
+            self._effects.settle_at_end(turn, heard.usage)
+        except HeadraceError as error:
+            failure = error
+        except asyncio.CancelledError:
+            if self._over:
+                raise
+        await self._effects.settle_noted(turn)
+        return failure
+
+    async def _turn(self, tokens: int) -> tuple[int, bool]:
+        """Return the turn of a call, and whether it is held for already."""
+        held_tokens, self._held_tokens = self._held_tokens, 0
+        if held_tokens >= tokens:
+            return 1, True
+        self._turns += 1
+        turn = self._turns
+        if held_tokens:
+            self._effects.settle_at_end(1, Usage())
+            await self._effects.settle_noted(1)
+        return turn, False
+
+    def _request(self, asked: Asked) -> ModelRequest:
+        return ModelRequest(
+            model_id=asked.model.partition("/")[2],
+            messages=asked.messages,
+            max_tokens=asked.max_tokens,
+            system=asked.system,
+            tools=asked.tools,
+            options=self._config.options,
+        )
+
+    def _metadata(self, turn: int) -> Mapping[str, str]:
+        call_id = f"{self._given.invocation_id}:{self._effects.attempt}:{turn}"
+        return {**self._given.request_metadata, CALL_METADATA: call_id}
+
+    def _tell(self, stream: CallStream, error: HeadraceError | None) -> None:
+        if error is not None:
+            self.told.append(error)
+        stream.end(error)

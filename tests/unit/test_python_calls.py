@@ -1,0 +1,228 @@
+"""The model calls of an agent: turns, holds, settlements; in one thread and in two."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from service.agents import AgentInvocation, Event, message_of
+from service.errors import (
+    TurnsExhausted,
+    UpstreamThrottled,
+)
+from service.invocations import Usage
+from service.runtimes import Outcome
+from tests.agents import BOUND, GIVEN, MESSAGES, Loop, forward, ledger_of, outcome_of, runtime_of
+from tests.clock import ManualClock
+from tests.fakes import Step, answer, start, stop, text
+from tests.unit.test_converse import Recorder
+
+
+@pytest.mark.promise("agent-calls-metered")
+async def test_a_model_call_is_forwarded_and_settled_like_ours(agent_loop: Loop) -> None:
+    recorder = Recorder()
+    runtime, model = runtime_of(
+        forward, agent_loop, answer("A head", "race.", input_tokens=12, output_tokens=2)
+    )
+
+    outcome = await runtime.run(GIVEN, recorder.effects())
+
+    (request,) = model.requests
+    assert outcome == Outcome("end_turn")
+    assert recorder.frames == [*start(), *text("A head", "race."), *stop(input_tokens=12, output_tokens=2)]
+    assert recorder.did == [
+        ("enter", "agent", 0),
+        ("enter", "model", 1),
+        ("settle_at_end", 1, Usage(12, 2)),
+        ("settle_noted", 1),
+        ("show", "agent"),
+    ]
+    assert (request.model_id, request.max_tokens, list(request.messages)) == ("m-1", 100, list(MESSAGES))
+    assert dict(request.request_metadata) == {"team": "search", "headrace:call": "inv_1:1:1"}
+
+
+async def test_a_first_call_that_is_larger_than_its_hold_swaps_it_for_its_own(
+    agent_loop: Loop,
+) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        model = invocation.model("bedrock/m-2")
+        async for event in model.converse(messages=invocation.messages, system="Be brief.", max_tokens=200):
+            yield event
+
+    recorder = Recorder()
+    runtime, model = runtime_of(agent, agent_loop)
+
+    assert runtime.first_reservation_tokens(GIVEN) == BOUND + 100
+    await runtime.run(GIVEN, recorder.effects())
+
+    assert ledger_of(recorder) == [
+        ("settle_at_end", 1, Usage()),
+        ("settle_noted", 1),
+        ("reserve", 2, BOUND + 9 + 200),
+        ("settle_at_end", 2, Usage(10, 5)),
+        ("settle_noted", 2),
+    ]
+    assert model.requests[0].system == "Be brief."
+
+
+@pytest.mark.promise("agent-calls-metered")
+async def test_calls_beside_one_another_have_turns_and_settlements_of_their_own(
+    agent_loop: Loop,
+) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        async def said(name: str) -> str:
+            events = invocation.model(name).converse(messages=invocation.messages)
+            deltas = [event["contentBlockDelta"] async for event in events if "contentBlockDelta" in event]
+            return "".join(delta["delta"]["text"] for delta in deltas)
+
+        for words in await asyncio.gather(said("bedrock/m-1"), said("bedrock/m-2"), said("bedrock/m-1")):
+            yield words
+
+    recorder = Recorder()
+    calls = [answer("a", input_tokens=1), answer("b", input_tokens=2), answer("c", input_tokens=3)]
+    runtime, _ = runtime_of(agent, agent_loop, *calls)
+
+    await runtime.run(GIVEN, recorder.effects())
+
+    settled = [did for did in recorder.did if did[0] == "settle_at_end"]
+    assert sorted(settled) == [("settle_at_end", turn, Usage(turn, 5)) for turn in (1, 2, 3)]
+    assert sorted(did[1] for did in recorder.did if did[0] == "reserve") == [2, 3]
+    assert sorted(did[1] for did in recorder.did if did[0] == "settle_noted") == [1, 2, 3]
+    assert recorder.frames[1:4] == text("a", "b", "c")
+
+
+@pytest.mark.promise("agent-calls-metered")
+async def test_a_call_that_its_agent_leaves_is_read_on_and_settled_as_reported(
+    agent_loop: Loop,
+) -> None:
+    left = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        async with aclosing(invocation.model().converse(messages=invocation.messages)) as events:
+            async for event in events:
+                if "contentBlockDelta" in event:
+                    break
+        here.call_soon_threadsafe(left.set)
+        yield "Enough."
+
+    recorder = Recorder()
+    script: list[Step] = [start(), text("A head"), left, stop(input_tokens=7, output_tokens=3)]
+    runtime, model = runtime_of(agent, agent_loop, script)
+
+    outcome = await runtime.run(GIVEN, recorder.effects())
+
+    assert outcome == Outcome("end_turn")
+    assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did
+    assert recorder.frames[1:2] == text("Enough.")
+    assert model.cancelled == 0
+
+
+@pytest.mark.promise("agent-calls-metered")
+async def test_a_call_that_goes_on_when_its_agent_has_ended_is_ended_and_settled(clock: ManualClock) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        kept.append(invocation.model().converse(messages=invocation.messages))
+        yield str(len(await anext(kept[0])))
+
+    kept: list[AsyncGenerator[Any]] = []
+    recorder = Recorder()
+    runtime, model = runtime_of(agent, asyncio.get_running_loop(), [start(), asyncio.Event()])
+
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await clock.advance(0.9)
+    read_on = not running.done()
+    await clock.advance(0.1)
+
+    assert await running == Outcome("end_turn")
+    assert read_on
+    assert ("settle_at_end", 1, Usage(BOUND, 0, estimated=True)) in recorder.did
+    assert model.cancelled == 1
+
+
+async def test_an_upstreams_failure_can_be_caught_and_is_settled(agent_loop: Loop) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        try:
+            async for event in invocation.model("bedrock/m-1").converse(messages=invocation.messages):
+                yield event
+        except UpstreamThrottled:
+            async for event in invocation.model("bedrock/m-2").converse(messages=invocation.messages):
+                yield event
+
+    recorder = Recorder()
+    runtime, model = runtime_of(agent, agent_loop, [UpstreamThrottled("Slow down.")], answer("second"))
+
+    outcome = await runtime.run(GIVEN, recorder.effects())
+
+    assert outcome == Outcome("end_turn")
+    assert [request.model_id for request in model.requests] == ["m-1", "m-2"]
+    assert ledger_of(recorder) == [
+        ("settle_at_end", 1, Usage()),
+        ("settle_noted", 1),
+        ("reserve", 2, BOUND + 100),
+        ("settle_at_end", 2, Usage(10, 5)),
+        ("settle_noted", 2),
+    ]
+
+
+async def test_an_upstreams_failure_that_nobody_catches_is_the_invocations(agent_loop: Loop) -> None:
+    runtime, _ = runtime_of(forward, agent_loop, [UpstreamThrottled("Slow down.")])
+
+    failure = await outcome_of(runtime, Recorder())
+
+    assert isinstance(failure, UpstreamThrottled)
+
+
+@pytest.mark.promise("turn-limit")
+async def test_an_agent_calls_models_as_often_as_its_runtime_says(agent_loop: Loop) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        while True:
+            async for event in invocation.model().converse(messages=invocation.messages):
+                yield event
+
+    runtime, model = runtime_of(agent, agent_loop, max_turns=2)
+
+    failure = await outcome_of(runtime, Recorder())
+
+    assert isinstance(failure, TurnsExhausted)
+    assert len(model.requests) == 2
+
+
+async def test_tools_and_bytes_reach_the_model_as_it_wants_them(agent_loop: Loop) -> None:
+    spec = {"name": "search", "description": "d", "inputSchema": {"json": {"type": "object"}}}
+    image = {"image": {"format": "png", "source": {"bytes": b"\x89PNG"}}}
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        messages = [{"role": "user", "content": [{"text": "\ud83d"}, image]}]
+        async for event in invocation.model().converse(messages=messages, tools=[{"toolSpec": spec}, spec]):
+            yield event
+
+    runtime, model = runtime_of(agent, agent_loop)
+    await runtime.run(GIVEN, Recorder().effects())
+
+    (request,) = model.requests
+    sent = {"image": {"format": "png", "source": {"bytes": "iVBORw=="}}}
+    assert list(request.tools) == [spec, spec]
+    assert list(request.messages) == [{"role": "user", "content": [{"text": "\ud83d"}, sent]}]
+
+
+def test_the_events_of_a_call_add_up_to_the_message_of_the_next() -> None:
+    def delta(index: int, value: dict[str, Any]) -> Event:
+        return {"contentBlockDelta": {"contentBlockIndex": index, "delta": value}}
+
+    use = {"toolUseId": "t-1", "name": "search"}
+    events: list[Event] = [
+        {"messageStart": {"role": "assistant"}},
+        delta(0, {"text": "Let \ud83d"}),
+        delta(0, {"text": "\ude00 see."}),
+        {"contentBlockStart": {"contentBlockIndex": 1, "start": {"toolUse": use}}},
+        delta(1, {"toolUse": {"input": '{"query":'}}),
+        delta(1, {"toolUse": {"input": '"x"}'}}),
+        {"messageStop": {"stopReason": "tool_use"}},
+    ]
+
+    assert message_of(events) == {
+        "role": "assistant",
+        "content": [{"text": "Let \U0001f600 see."}, {"toolUse": {**use, "input": {"query": "x"}}}],
+    }

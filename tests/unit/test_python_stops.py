@@ -1,0 +1,210 @@
+"""Agents that are cancelled, that do not end, that are too fast for the log; in one thread and in two."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from service.config import RuntimeConfig
+from service.errors import (
+    AgentFailed,
+)
+from service.invocations import Usage
+from service.runtimes import Outcome
+from service.runtimes.python import PythonRuntime
+from service.runtimes.python_agent import AgentInvocation
+from tests.agents import BOUND, GIVEN, Loop, ledger_of, outcome_of, runtime_of
+from tests.clock import ManualClock
+from tests.fakes import ScriptedModel, start, stop, text
+from tests.unit.test_converse import Recorder
+
+
+@pytest.mark.promise("agent-stops-in-time")
+async def test_a_cancelled_agent_gets_cancelled_error_and_time_to_clean_up(
+    agent_loop: Loop,
+) -> None:
+    heard: list[str] = []
+    begun = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        try:
+            async for event in invocation.model().converse(messages=invocation.messages):
+                here.call_soon_threadsafe(begun.set)
+                yield event
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            heard.append("cancelled")
+            raise
+
+    recorder = Recorder(usage_grace_s=0.0)
+    runtime, model = runtime_of(agent, agent_loop, [start(), asyncio.Event()])
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await begun.wait()
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert heard == ["cancelled"]
+    assert model.cancelled == 1
+    assert ledger_of(recorder)[-1] == ("settle_at_end", 1, Usage(BOUND, 0, estimated=True))
+
+
+@pytest.mark.promise("agent-stops-in-time")
+async def test_an_agent_that_swallows_its_cancellation_is_left_behind_and_writes_no_more(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go_on, went_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    refused: list[str] = []
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        yield "before"
+        begun.set()
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                continue
+        try:
+            await anext(invocation.model().converse(messages=invocation.messages))
+        except Exception as error:  # noqa: BLE001  whatever it is
+            refused.append(type(error).__name__)
+        went_on.set()
+        yield "after"
+
+    recorder = Recorder()
+    runtime, model = runtime_of(agent, asyncio.get_running_loop(), cleanup_s=2.0)
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await begun.wait()
+    await clock.advance(0)
+    running.cancel()
+    await clock.advance(1.9)
+    in_time = not running.done()
+    await clock.advance(0.2)
+    over = running.done()
+    go_on.set()
+    await went_on.wait()
+    await clock.advance(0)
+
+    assert (in_time, over, running.cancelled()) == (True, True, True)
+    assert recorder.frames == [*start(), *text("before")]
+    assert refused == ["InvocationOver"]
+    assert model.requests == []
+    assert "agent does not end" in caplog.text
+
+
+async def test_a_generator_that_yields_after_its_cancellation_is_closed(clock: ManualClock) -> None:
+    closed: list[str] = []
+    begun = asyncio.Event()
+
+    async def agent(_: AgentInvocation) -> AsyncGenerator[str]:
+        try:
+            try:
+                yield "before"
+                begun.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                yield "after"
+                closed.append("went on")
+        finally:
+            closed.append("closed")
+
+    recorder = Recorder()
+    runtime, _ = runtime_of(agent, asyncio.get_running_loop())
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await begun.wait()
+    await clock.advance(0)
+    running.cancel()
+    await clock.advance(0)
+
+    assert running.cancelled()
+    assert closed == ["closed"]
+    assert recorder.frames == [*start(), *text("before")]
+
+
+async def test_a_clean_up_that_fails_changes_nothing(
+    agent_loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def agent(_: AgentInvocation) -> AsyncGenerator[Any]:
+        try:
+            yield 7
+        finally:
+            raise LookupError
+
+    runtime, _ = runtime_of(agent, agent_loop)
+
+    failure = await outcome_of(runtime, Recorder())
+
+    assert isinstance(failure, AgentFailed)
+    assert "neither text nor an event" in str(failure.problem())
+    assert "agent's cleanup failed" in caplog.text
+
+
+async def test_an_agent_waits_for_a_log_that_is_behind(agent_loop: Loop) -> None:
+    behind: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    stuck = asyncio.Event()
+    here = asyncio.get_running_loop()
+    yielded: list[int] = []
+
+    async def agent(_: AgentInvocation) -> AsyncGenerator[str]:
+        for number in range(100):
+            yielded.append(number)
+            yield "x" * 8000
+            if number == 7:
+                here.call_soon_threadsafe(stuck.set)
+
+    class Behind(Recorder):
+        def deliver(self, frames: Any) -> asyncio.Future[None] | None:
+            self.frames.extend(frames)
+            return None if behind.done() else asyncio.shield(behind)
+
+    recorder = Behind()
+    effects = recorder.effects()
+    object.__setattr__(effects, "deliver", recorder.deliver)
+    runtime, _ = runtime_of(agent, agent_loop)
+    running = asyncio.ensure_future(runtime.run(GIVEN, effects))
+    await stuck.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    at_most = len(yielded)
+    behind.set_result(None)
+
+    assert await running == Outcome("end_turn")
+    assert at_most < 40
+    assert sum(len(payload) for kind, payload in recorder.frames if kind == b"contentBlockDelta") > 800_000
+
+
+async def test_a_model_call_waits_for_an_agent_that_is_behind(agent_loop: Loop) -> None:
+    here = asyncio.get_running_loop()
+    go_on = asyncio.Event()
+    waiting = asyncio.Event()
+
+    class Waiting(ScriptedModel):
+        async def converse(self, request: Any, deliver: Any) -> None:
+            await request.before_try()
+            assert request.may_send()
+            for piece in range(40):
+                room = deliver(text("x" * 8000) if piece else start())
+                if room is not None:
+                    waiting.set()
+                    await room
+            deliver(stop())
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        events = invocation.model().converse(messages=invocation.messages)
+        yield await anext(events)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), here))
+        async for event in events:
+            yield event
+
+    recorder = Recorder()
+    config = RuntimeConfig("agent", "python", entry="m:f", models=("bedrock/m-1",))
+    runtime = PythonRuntime(config, agent, {"bedrock": Waiting()}, agent_loop, usage_grace_s=1.0)
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await waiting.wait()
+    go_on.set()
+
+    assert await running == Outcome("end_turn")
+    assert len(recorder.frames) == 1 + 39 + 3
