@@ -30,6 +30,7 @@ class AgentLoop:
     def __init__(self, name: str, *, close_s: float = CLOSE_S) -> None:
         self.name = name
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(self._on_fault)
         self._close_s = close_s
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"agents-{name}", daemon=True)
@@ -50,6 +51,14 @@ class AgentLoop:
                 logger.exception("an agent's task tried to end its thread", extra={"runtime_id": self.name})
         self.loop.run_until_complete(self._end_tasks())
         self.loop.close()
+
+    def _on_fault(self, _: asyncio.AbstractEventLoop, fault: dict[str, Any]) -> None:
+        """Log what a task of an author's left behind; asyncio would quote what its exception says."""
+        logger.error(
+            "an agent's task failed",
+            exc_info=fault.get("exception"),
+            extra={"runtime_id": self.name, "fault": fault["message"]},
+        )
 
     async def aclose(self) -> None:
         """End what runs in it, and the thread, as far as it lets itself be ended."""

@@ -208,3 +208,33 @@ async def test_a_model_call_waits_for_an_agent_that_is_behind(agent_loop: Loop) 
 
     assert await running == Outcome("end_turn")
     assert len(recorder.frames) == 1 + 39 + 3
+
+
+async def test_a_call_that_its_agent_has_left_is_read_on_however_much_comes(agent_loop: Loop) -> None:
+    class Wordy(ScriptedModel):
+        async def converse(self, request: Any, deliver: Any) -> None:
+            await request.before_try()
+            assert request.may_send()
+            deliver(start())
+            await left.wait()
+            for _ in range(40):
+                assert deliver(text("x" * 8000)) is None
+            deliver(stop(input_tokens=7, output_tokens=3))
+
+    left = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        events = invocation.model().converse(messages=invocation.messages)
+        await anext(events)
+        await events.aclose()
+        here.call_soon_threadsafe(left.set)
+        yield "Enough."
+
+    recorder = Recorder()
+    config = RuntimeConfig("agent", "python", entry="m:f", models=("bedrock/m-1",))
+    runtime = PythonRuntime(config, agent, {"bedrock": Wordy()}, agent_loop, usage_grace_s=1.0)
+
+    await runtime.run(GIVEN, recorder.effects())
+
+    assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did
