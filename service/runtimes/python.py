@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from service.config import ConfigError, RuntimeConfig
-from service.errors import AgentFailed, Fenced, HeadraceError, OutcomeUnknown
+from service.errors import AgentFailed, Fenced, HeadraceError, OutcomeUnknown, log_fields_of
 from service.ledger import input_bound_tokens
 from service.models import Model
 from service.runtimes import Effects, InvocationInput, Outcome
@@ -174,7 +174,7 @@ class _Run:
         if isinstance(error, BadOutput):
             logger.error("agent failed", extra=self._fields() | {"reason": str(error)})
             return AgentFailed(f"The agent is at fault: {error}.")
-        logger.error("agent failed", exc_info=error, extra=self._fields())
+        logger.error("agent failed", extra=self._fields() | log_fields_of(error))
         return AgentFailed("The failure has been logged with this invocation's id.")
 
     def _fields(self) -> dict[str, Any]:
@@ -212,8 +212,8 @@ class _Run:
         post(self._here, _set, self._result, result)
         try:
             await pieces.aclose()
-        except BaseException as error:  # the same
-            logger.warning("agent's cleanup failed", exc_info=error, extra=self._fields())
+        except BaseException as error:  # noqa: BLE001  the same
+            logger.warning("agent's cleanup failed", extra=self._fields() | log_fields_of(error))
         finally:
             post(self._here, _set, self._left, None)
 

@@ -86,7 +86,7 @@ class ModelCalls:
     def begin(self, asked: Asked, stream: CallStream) -> None:
         """Begin a call; what it says, and how it ends, goes to the stream."""
         if self._over:
-            stream.end(InvocationOver("The invocation has ended: its agent can call no model any more."))
+            stream.stop(InvocationOver("The invocation has ended: its agent can call no model any more."))
         elif self._made == self._config.max_turns:
             self._tell(stream, TurnsExhausted(f"The agent has called models {self._made} times already."))
         else:
@@ -108,7 +108,7 @@ class ModelCalls:
 
     def _ended(self, stream: CallStream) -> None:
         del self._running[stream]
-        stream.end(InvocationOver("The call was stopped."))  # unless it has ended otherwise
+        stream.stop(InvocationOver("The call was stopped."))
 
     async def aclose(self, *, stopped: bool) -> None:
         """Begin no more, cut what runs, and wait until its usage is noted; cancelled, it reads nothing on.
