@@ -33,6 +33,7 @@ from service.runtimes.python_agent import AgentInvocation
 from service.runtimes.python_bridge import Outbox, post
 from service.runtimes.python_calls import PHASE, ModelCalls
 from service.runtimes.python_output import BadOutput, Output
+from service.watchdog import AGENT_TASK
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class _Run:
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(
-            self._drive(), name=f"agent {self._given.invocation_id}"
+            self._drive(), name=AGENT_TASK + self._given.invocation_id
         )
         if self._stopped:
             self._task.cancel()
