@@ -13,7 +13,7 @@ The path of one invocation, in reading order; in brackets the parts that a stati
         runtimes.python     or an author's agent, in a thread of its own        [agent_loops, watchdog]
      9  models.route        one model after the other, until one answers        [models.breaker]
         models.bedrock      ConverseStream -> batches of frames                 [the rest of models]
-        models.openai_compat  or chat completions -> the same frames            [sse, connection, pool]
+        models.openai_compat  or chat completions -> the same frames            [sse, pool]
     10  log                 frames -> events with ids: to readers at once, to the store in groups
     11  follow              replay, then tail -> bytes on a response            [readers, wire, presence]
     12  ledger              what was held is settled by what was used; the end is stored, then shown
