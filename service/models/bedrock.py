@@ -1,13 +1,10 @@
-"""Amazon Bedrock's ConverseStream as a `Model`: botocore signs the requests, our connections carry them.
+"""Amazon Bedrock's ConverseStream as a `Model`: our request, our connections, botocore's endpoint and keys.
 
-`app` opens it, `runtimes.converse` calls it. botocore (through aioboto3) keeps what changes on AWS's side:
-credentials and their refresh, endpoints, serialization, signing, the reading of refusals. The seam is the
-HTTP session class of aiobotocore's `AioConfig`, and not a `before-send` hook, because only the session is
-told which CA bundle, proxies and limits botocore resolved. (`AioConfig.merge` forgets the class: no default
-client config may be set on the session.)
+`app` opens it, `runtimes.converse` calls it. The request's messages are Converse's JSON from the caller to
+the upstream: nothing is decoded or checked again on the way, Bedrock refuses what it does not know.
 
-    converse ── client.converse_stream ── HttpSession.send ── ConnectionPool.begin     up to the head
-        └────── Exchange.finish                                                        up to its end
+    converse ── AwsEndpoint.begin ── ConnectionPool.begin       up to the request
+        └────── Exchange.finish                                 up to its end
     deliver ─── _Answer.feed ── Decoder.feed ── Exchange.feed ── Connection            within each read
 
 Invariants: what one read brought is one `deliver`; no payload is parsed; foreign text reaches neither callers
@@ -16,32 +13,30 @@ billed.
 """
 
 import asyncio
+import json
 import logging
 import random
 import time
-from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
+from urllib.parse import quote
 
-import aioboto3
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+import orjson
 from botocore.exceptions import BotoCoreError, NoRegionError
 
 from service.config import ConfigError
 from service.errors import (
     UpstreamError,
     UpstreamFailed,
-    UpstreamRejected,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
 from service.models import Deliver, Frame, ModelRequest
-from service.models.aws_http import CALL, Call, HttpSession
-from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
-from service.models.connection import Exchange, Sink, Withheld
+from service.models.aws_http import AwsEndpoint, new_session
+from service.models.bedrock_errors import Refusal, failure_of, foreign_code, stream_failure_of
+from service.models.connection import Sink, Withheld
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
 
@@ -52,12 +47,8 @@ logger = logging.getLogger(__name__)
 RETRY_CEILINGS_S: Final = (0.2, 0.5)
 RETRY_WINDOW_S: Final = 5.0
 
-# botocore for Python reads AWS_DEFAULT_REGION only; all other SDKs, Lambda and ECS say AWS_REGION:
-# https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html. A session variable is (key of the
-# configuration file, environment variables, default, conversion).
-_REGION: Final = ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)
-
 _EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
+_HEADERS: Final = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +63,8 @@ class Pacing:
 class BedrockModel:
     """Makes model calls; `open` it once per process."""
 
-    def __init__(self, client: Any, pacing: Pacing) -> None:
-        self._client = client
+    def __init__(self, endpoint: AwsEndpoint, pacing: Pacing) -> None:
+        self._endpoint = endpoint
         self._pacing = pacing
 
     @classmethod
@@ -81,7 +72,7 @@ class BedrockModel:
     async def open(
         cls, *, max_connections: int, silence_s: float, pacing: Pacing | None = None
     ) -> AsyncIterator[Self]:
-        """Make the client for the region, endpoint and credentials botocore finds; leaving ends all calls.
+        """Find the region, endpoint and credentials as botocore does; leaving ends all calls.
 
         Args:
             max_connections: Calls at once; more wait.
@@ -90,29 +81,22 @@ class BedrockModel:
         Raises:
             ConfigError: No region, no such profile, an unusable endpoint, CA bundle or proxy.
         """
-        sessions: list[HttpSession] = []
-
-        def http_session(**arguments: Any) -> HttpSession:
-            sessions.append(HttpSession(**arguments))
-            return sessions[-1]
-
-        config = AioConfig(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=silence_s,
-            max_pool_connections=max_connections,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            http_session_cls=http_session,
-        )
         async with AsyncExitStack() as stack:
             try:
-                session = aioboto3.Session(botocore_session=get_session({"region": _REGION}))
-                client = await stack.enter_async_context(session.client("bedrock-runtime", config=config))
+                opened = AwsEndpoint.open(
+                    new_session(),
+                    "bedrock-runtime",
+                    "ConverseStream",
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=silence_s,
+                    max_pool_connections=max_connections,
+                )
+                endpoint = await stack.enter_async_context(opened)
             except NoRegionError as exc:
                 raise ConfigError(["AWS_REGION is not set"]) from exc
             except (BotoCoreError, ValueError) as exc:
                 raise ConfigError([f"the client for Bedrock can't be made: {exc}"]) from exc
-            sessions[0].prepare(client.meta.endpoint_url)
-            yield cls(client, pacing or Pacing())
+            yield cls(endpoint, pacing or Pacing())
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make one call and deliver its frames; see `Model.converse`."""
@@ -136,14 +120,10 @@ class BedrockModel:
                     raise
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
-        call = Call(answer.on_head, request.may_send)
-        token = CALL.set(call)
         try:
-            await self._client.converse_stream(**_parameters(request))
-            await cast(Exchange, call.exchange).finish()  # its head is here, so it has begun
-            answer.finish()
+            await self._ask(request, answer)
         except Exception as exc:
-            failure = failure_of(exc, answer.status)
+            failure = failure_of(exc)
             if failure is None:
                 raise
             failure.billed = failure.billed or answer.accepted
@@ -158,9 +138,18 @@ class BedrockModel:
             if failure is exc:
                 raise
             raise failure from exc
+
+    async def _ask(self, request: ModelRequest, answer: "_Answer") -> None:
+        exchange = await self._endpoint.begin(
+            _path(request.model_id), _HEADERS, _body(request), answer.on_head, request.may_send
+        )
+        try:
+            refusal = await exchange.finish()
         finally:
-            call.close()
-            CALL.reset(token)
+            exchange.close()
+        if not answer.accepted:
+            raise Refusal.read(exchange.status, exchange.headers, refusal)
+        answer.finish()
 
 
 class _Answer:
@@ -179,7 +168,7 @@ class _Answer:
         return self.status == 200
 
     def on_head(self, status: int, headers: Mapping[str, str]) -> Sink | None:
-        """Take the head: an event stream comes here, a refusal is left to botocore."""
+        """Take the head: an event stream comes here, a refusal is collected."""
         self.status = status
         self.request_id = headers.get("x-amzn-requestid", "")
         if not self.accepted:
@@ -224,42 +213,22 @@ async def _fail_after(gate: Awaitable[None], failure: UpstreamError, cause: Stre
     raise failure from cause
 
 
-def _parameters(request: ModelRequest) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
-        "modelId": request.model_id,
-        "messages": [
-            {**message, "content": [_with_bytes(block) for block in message["content"]]}
-            for message in request.messages
-        ],
+def _path(model_id: str) -> str:
+    return f"/model/{quote(model_id, safe='-._~')}/converse-stream"  # as botocore/serialize.py does
+
+
+def _body(request: ModelRequest) -> bytes:
+    document: dict[str, Any] = {
+        "messages": request.messages,
         "inferenceConfig": {"maxTokens": request.max_tokens},
     }
     if request.system:
-        parameters["system"] = [{"text": request.system}]
+        document["system"] = [{"text": request.system}]
     if request.tools:
-        parameters["toolConfig"] = {"tools": [{"toolSpec": tool} for tool in request.tools]}
+        document["toolConfig"] = {"tools": [{"toolSpec": tool} for tool in request.tools]}
     if request.request_metadata:
-        parameters["requestMetadata"] = dict(request.request_metadata)
-    return parameters
-
-
-def _with_bytes(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn base64 text, as in JSON, into the bytes that botocore wants and encodes again."""
-    match block:
-        case {"image": {"source": {"bytes": str(text)}}}:
-            return {**block, "image": {**block["image"], "source": {"bytes": _bytes(text)}}}
-        case {"document": {"source": {"bytes": str(text)}}}:
-            return {**block, "document": {**block["document"], "source": {"bytes": _bytes(text)}}}
-        case {"reasoningContent": {"redactedContent": str(text)}}:
-            return {**block, "reasoningContent": {"redactedContent": _bytes(text)}}
-        case {"toolResult": {"content": [*blocks]}}:
-            result = {**block["toolResult"], "content": [_with_bytes(inner) for inner in blocks]}
-            return {**block, "toolResult": result}
-        case _:
-            return block
-
-
-def _bytes(text: str) -> bytes:
+        document["requestMetadata"] = request.request_metadata
     try:
-        return b64decode(text, validate=True)
-    except ValueError as exc:
-        raise UpstreamRejected("The bytes of an image or document are not base64.") from exc
+        return orjson.dumps(document)
+    except TypeError:  # half a character, or an integer beyond 64 bits, in what a model wrote for a tool
+        return json.dumps(document).encode()
