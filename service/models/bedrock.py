@@ -180,13 +180,14 @@ class _Answer:
     def feed(self, read: bytes) -> Awaitable[None] | None:
         """Take what one read brought and deliver the frames that it completes, those before a failure too."""
         try:
-            return self._pass_on(self._decoder.feed(read))
+            frames = self._decoder.feed(read)
         except StreamEnded as end:
             failure = stream_failure_of(end)
             gate = self._pass_on(end.frames)
             if gate is None:
                 raise failure from end
             return _fail_after(gate, failure, end)
+        return self._pass_on(frames)
 
     def finish(self) -> None:
         """Take the end of the body.
