@@ -17,10 +17,10 @@ from typing import Any, Final, cast
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from service import views
 from service.admission import Admission, Retry
+from service.api_stream import EventStream
 from service.config import Catalog, RuntimeConfig
 from service.errors import (
     AlreadyEnded,
@@ -51,13 +51,10 @@ _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
 _REFUSED: Final = re.compile(r"q\s*=\s*0(\.0*)?")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _INVOCATION_ID: Final = re.compile(r"inv_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
-STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 RESULT_LIMIT_BYTES: Final = 1024 * 1024
 PAGE_LIMIT: Final = 100
 # Bodies that are being read share a bound: a slow sender must not keep its part of it for ever.
 BODY_TIMEOUT_S: Final = 30.0
-ABORT: Final = "headrace.abort"
-"""Key of `scope["extensions"]`: a function that drops the connection, from `__main__`'s protocol class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ async def submit(request: Request) -> Response:
             refusal.extra |= {"instance": location, "invocationId": invocation.invocation_id}
             raise
     # Nothing waits between here and the reader's opening, so the room that was kept is still there.
-    return EventStream(service, invocation, START, wire, principal, headers, checked=True)
+    return EventStream(service.follow, invocation, START, wire, principal, headers, checked=True)
 
 
 async def follow(request: Request) -> Response:
@@ -119,7 +116,7 @@ async def follow(request: Request) -> Response:
     wire = _wire_of(request)
     text = request.headers.get("last-event-id") or request.query_params.get("after") or ""
     cursor = EventId.parse(text) if text else START
-    return EventStream(service, invocation, cursor, wire, principal, {})
+    return EventStream(service.follow, invocation, cursor, wire, principal, {})
 
 
 async def show(request: Request) -> Response:
@@ -235,50 +232,6 @@ ROUTES: Final = (
     Route("/ping", ping, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
 )
-
-
-class EventStream(Response):
-    """A response that a `Reader` writes; opened before the status is sent: a bad cursor is still a 400."""
-
-    def __init__(
-        self,
-        service: Service,
-        invocation: Invocation,
-        cursor: EventId,
-        wire: Wire,
-        principal: Principal,
-        headers: Mapping[str, str],
-        *,
-        checked: bool = False,
-    ) -> None:
-        self._service = service
-        self._checked = checked
-        self._invocation = invocation
-        self._cursor = cursor
-        self._wire = wire
-        self._principal = principal
-        self.status_code = 200
-        self.background = None
-        self.init_headers({**STREAM_HEADERS, **headers, "Content-Type": wire.media_type})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the log, the segment or the connection ends."""
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        abort = scope.get("extensions", {}).get(ABORT, task.cancel)
-        opened = self._service.follow.reader(
-            self._invocation,
-            self._cursor,
-            self._wire,
-            token_expires_at_s=self._principal.expires_at_s,
-            origin_jti=self._principal.origin_jti,
-            checked=self._checked,
-        )
-        async with opened as reader:
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            try:
-                await reader.run(start, receive, send, abort)
-            finally:
-                scope[LINE] |= {"end": reader.end, "events": reader.events_sent}
 
 
 def _service(request: Request) -> Service:

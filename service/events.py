@@ -113,14 +113,17 @@ def started(invocation_id: str, runtime_id: str, models: Sequence[str] = ()) -> 
     return encode("invocationStarted", value)
 
 
-def from_frame(event_type: bytes, payload: bytes) -> bytes:
-    """Wrap an upstream's payload as an event; the payload's bytes pass through untouched.
+def from_frames(frames: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
+    """Wrap an upstream's payloads, each with its event type, as events; their bytes pass through untouched.
 
     A payload with a raw CR or LF (legal JSON white space, fatal to SSE) is parsed and encoded again.
     """
-    if b"\n" in payload or b"\r" in payload:
-        payload = json.dumps(json.loads(payload), separators=(",", ":"), ensure_ascii=False).encode()
-    return b'{"%b":%b}' % (event_type, payload)
+    events = []
+    for kind, payload in frames:
+        if b"\n" in payload or b"\r" in payload:
+            payload = json.dumps(json.loads(payload), separators=(",", ":"), ensure_ascii=False).encode()
+        events.append(b'{"%b":%b}' % (kind, payload))
+    return tuple(events)
 
 
 def event_type(event: bytes) -> bytes:

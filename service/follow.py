@@ -31,7 +31,8 @@ from service.events import Block, EventId, event_type, is_terminal
 from service.invocations import Invocation, State
 from service.log import Log
 from service.presence import Presence
-from service.readers import PIECE_BYTES, Pace, Reader, Wheel
+from service.readers import PIECE_BYTES, Pace, Reader
+from service.readers_wheel import Wheel
 from service.stores import Store
 from service.wire import Wire
 

@@ -1,7 +1,7 @@
 """The invocation's log in this process: append, fan out to readers, group-commit to the store.
 
-    runner ── AttemptLog.append/deliver ──> Log.publish ──> attached readers     at once, in the same call
-                        └────────────────> GroupCommit ──> store.append_events   every 250 ms to 1 s, or 64 KB
+    runner ── AttemptLog.append/deliver ──> Log.publish ──> attached readers    at once, in the same call
+                        └────────────────> GroupCommit ──> store.append_events  250 ms to 1 s later, or 64 KB
 
 `Log` is what readers see: a bounded tail of blocks and who listens. `AttemptLog` is the one pen: it gives
 ids. `GroupCommit` is the process's one writer of event logs.
@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final
 
 from service.errors import StoreUnavailable
-from service.events import Block, from_frame
+from service.events import Block, from_frames
 from service.log_tail import FIRST_LINGER_S
 from service.log_tail import TAIL_LIMIT_BYTES as TAIL_LIMIT_BYTES
 from service.log_tail import Listener as Listener
@@ -80,13 +80,14 @@ class AttemptLog:
         """Append events; returns what to wait for before more may come, or None."""
         if self._held or not self._may_publish():
             return self._hold_back(events)
-        block = self.number(events)
+        block = Block(self._attempt, self._next_seq, tuple(events))
+        self._next_seq += len(events)
         size_bytes = self.log.publish(block)
         return self._commit.add(self._invocation_id, self.log, block, size_bytes)
 
     def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
         """Append a batch of upstream frames: the hot path, called from the connection's callback."""
-        waiting = self.append([from_frame(kind, payload) for kind, payload in frames])
+        waiting = self.append(from_frames(frames))
         if self._first_frame is not None:
             call, self._first_frame = self._first_frame, None
             call()
@@ -189,9 +190,10 @@ class GroupCommit:
         pending.events += block.events
         pending.size_bytes += size_bytes
         self._pending_bytes += size_bytes
-        if self._pending_bytes >= COMMIT_AT_BYTES:
+        if pending.size_bytes >= COMMIT_AT_BYTES:
             self._full.set()
-        if pending.size_bytes < UNSTORED_LIMIT_BYTES and not self.is_full:
+        all_bytes = self._pending_bytes + self._writing_bytes
+        if pending.size_bytes < UNSTORED_LIMIT_BYTES and all_bytes < self._limit_bytes:
             return None
         if pending.room is None:
             pending.room = asyncio.get_running_loop().create_future()
@@ -253,22 +255,27 @@ class GroupCommit:
                 raise
             finally:
                 self._writing_bytes = 0
-        for invocation_id, pending in writing.items():
+        for written, pending in zip(blocks, writing.values(), strict=True):
+            invocation_id = written.invocation_id
             _release(pending)
             if invocation_id in fenced:
                 self._on_fenced(invocation_id, pending.attempt)
             else:
-                pending.log.mark_stored(pending.block().last)
+                pending.log.mark_stored(written.block.last)
                 pending.log.linger_s = min(2 * pending.log.linger_s, COMMIT_LINGER_S[1])
         return True
 
     def _take_due(self) -> dict[str, _Pending]:
-        """Take what has waited for long enough; all of it when that is much."""
+        """Take what has waited for long enough, or is much: of each invocation for itself.
+
+        Were much of all together a reason, a busy process would write a row of every invocation every few
+        milliseconds, with an event or two in it.
+        """
         soon = asyncio.get_running_loop().time() + COMMIT_LINGER_S[0] / 2
         due = {
             invocation_id: pending
             for invocation_id, pending in self._pending.items()
-            if self._full.is_set() or pending.room is not None or pending.due_at <= soon
+            if pending.size_bytes >= COMMIT_AT_BYTES or pending.room is not None or pending.due_at <= soon
         }
         for invocation_id in due:
             del self._pending[invocation_id]

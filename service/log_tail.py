@@ -1,9 +1,12 @@
-"""The tail of an invocation's log in one process: a bounded stretch of blocks, and who listens.
+"""The tail of an invocation's log in one process: a bounded stretch of events, and who listens.
 
 `log` re-exports it: pens publish into it (or `follow`, of an invocation that another process runs), readers
 take from it or are called.
 
 Invariant: what is not stored yet is always in the tail, so the tail and the store together hold everything.
+
+What is kept of an event is its bytes: no object per event that the garbage collector would have to visit, of
+which there would be hundreds of thousands.
 """
 
 from collections import deque
@@ -14,9 +17,53 @@ from service.events import START, Block, EventId
 from service.wire import Heartbeat
 
 TAIL_LIMIT_BYTES: Final = 256 * 1024
+_TRIM_BYTES: Final = TAIL_LIMIT_BYTES // 16  # at least so much at a time
 FIRST_LINGER_S: Final = 0.25
 
 Listener = Callable[[Block], None]
+
+
+class _Run:
+    """Consecutive events of one attempt; those before `begin` have been dropped already."""
+
+    __slots__ = ("attempt", "begin", "events", "first_seq")
+
+    def __init__(self, attempt: int, first_seq: int) -> None:
+        self.attempt = attempt
+        self.first_seq = first_seq
+        self.events: list[bytes] = []
+        self.begin = 0
+
+    def after(self, cursor: EventId, limit_bytes: int) -> tuple[Block, int]:
+        """Return what follows `cursor`, about `limit_bytes` of it, and its bytes."""
+        begin = self.begin
+        if cursor.attempt >= self.attempt:
+            passed = cursor.seq + 1 - self.first_seq if cursor.attempt == self.attempt else len(self.events)
+            begin = max(begin, passed)
+        end, size_bytes = begin, 0
+        while end < len(self.events) and size_bytes < limit_bytes:
+            size_bytes += len(self.events[end])
+            end += 1
+        return Block(self.attempt, self.first_seq + begin, tuple(self.events[begin:end])), size_bytes
+
+    def drop(self, stored: EventId, surplus_bytes: int) -> int:
+        """Drop the oldest events that are stored, until `surplus_bytes` are gone; return their bytes."""
+        events, begin, dropped_bytes = self.events, self.begin, 0
+        end = len(events)
+        if stored.attempt == self.attempt:
+            end = min(end, stored.seq + 1 - self.first_seq)
+        elif stored.attempt < self.attempt:
+            return 0
+        while begin < end and dropped_bytes < surplus_bytes:
+            dropped_bytes += len(events[begin])
+            events[begin] = b""
+            begin += 1
+        self.begin = begin
+        if 2 * begin > len(events):
+            del events[:begin]
+            self.first_seq += begin
+            self.begin = 0
+        return dropped_bytes
 
 
 class Log:
@@ -36,7 +83,8 @@ class Log:
         "_floor",
         "_leaving",
         "_listeners",
-        "_tail",
+        "_newest",
+        "_runs",
         "_tail_bytes",
         "elsewhere",
         "ended",
@@ -60,21 +108,27 @@ class Log:
         self.turn = 0
         self.started_at = started_at
         self._floor = head  # the tail holds everything after this id
-        self._tail: deque[tuple[EventId, int, Block]] = deque()  # (its last id, its bytes, block)
+        self._newest = _Run(0, 0)
+        self._runs: deque[_Run] = deque()
         self._tail_bytes = 0
-        self._listeners: set[Listener] = set()
+        self._listeners: tuple[Listener, ...] = ()
         self._leaving: set[Callable[[], None]] = set()
 
     def publish(self, block: Block, *, ended: bool = False) -> int:
         """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
-        last, size_bytes = block.last, block.size_bytes
-        self._tail.append((last, size_bytes, block))
+        attempt, first_seq, events = block
+        size_bytes = len(events[0]) if len(events) == 1 else sum(map(len, events))
+        run = self._newest
+        if run.attempt != attempt or run.first_seq + len(run.events) != first_seq:
+            run = self._newest = _Run(attempt, first_seq)
+            self._runs.append(run)
+        run.events += events
         self._tail_bytes += size_bytes
-        self.head = last
+        self.head = EventId(attempt, first_seq + len(events) - 1)
         self.ended = ended
         if self._tail_bytes > TAIL_LIMIT_BYTES:
             self._trim()
-        for listener in tuple(self._listeners):
+        for listener in self._listeners:
             listener(block)
         return size_bytes
 
@@ -85,10 +139,16 @@ class Log:
             self._trim()
 
     def _trim(self) -> None:
-        tail, stored = self._tail, self.stored
-        while self._tail_bytes > TAIL_LIMIT_BYTES and tail and tail[0][0] <= stored:
-            self._floor, size_bytes, _ = tail.popleft()
-            self._tail_bytes -= size_bytes
+        runs = self._runs
+        while self._tail_bytes > TAIL_LIMIT_BYTES and runs:
+            run = runs[0]
+            dropped_bytes = run.drop(self.stored, self._tail_bytes - TAIL_LIMIT_BYTES + _TRIM_BYTES)
+            if dropped_bytes:
+                self._tail_bytes -= dropped_bytes
+                self._floor = EventId(run.attempt, run.first_seq + run.begin - 1)
+            if run.begin < len(run.events) or run is self._newest:
+                return  # the rest is not stored yet, or may stay
+            runs.popleft()
 
     def after(self, cursor: EventId, *, limit_bytes: int) -> list[Block] | None:
         """Return what follows `cursor`, about `limit_bytes` of it; `[]` at the head; None: ask the store."""
@@ -98,9 +158,10 @@ class Log:
             return None
         blocks: list[Block] = []
         gathered_bytes = 0
-        for last, size_bytes, block in self._tail:
-            if last > cursor:
-                blocks.append(block.after(cursor))
+        for run in self._runs:
+            block, size_bytes = run.after(cursor, limit_bytes - gathered_bytes)
+            if block.events:
+                blocks.append(block)
                 gathered_bytes += size_bytes
                 if gathered_bytes >= limit_bytes:
                     break
@@ -108,11 +169,11 @@ class Log:
 
     def attach(self, listener: Listener) -> None:
         """Call `listener` with every block from now on; only for a reader whose cursor is the head."""
-        self._listeners.add(listener)
+        self._listeners = (*self._listeners, listener)
 
     def detach(self, listener: Listener) -> None:
         """Stop calling `listener`; harmless if it is not attached."""
-        self._listeners.discard(listener)
+        self._listeners = tuple(each for each in self._listeners if each != listener)
 
     @property
     def attached(self) -> int:

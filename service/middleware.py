@@ -1,7 +1,7 @@
 """Pure ASGI around the routes: request id, security headers, canonical log line, paths, body limit.
 
 `app` stacks it: `Envelope` outermost, so that every answer has its headers and its log line; `Paths` and
-`BodyLimit` inside. None of it looks at response bodies; per written piece it costs one call.
+`BodyLimit` inside. None of it looks at response bodies; what a stream writes does not pass through it.
 """
 
 import logging
@@ -28,6 +28,8 @@ SECURITY_HEADERS: Final = (
 )
 LINE: Final = "headrace.line"
 """Key of the request's log fields in the ASGI scope: routes add theirs to the dict behind it."""
+SEND: Final = "headrace.send"
+"""Key of the server's own `send` in the ASGI scope: for the bodies of streams, which count their bytes."""
 
 
 class Envelope:
@@ -52,7 +54,7 @@ class Envelope:
             "status": 0,
             "bytes_out": 0,
         }
-        scope[LINE] = line
+        scope[LINE], scope[SEND] = line, send
         extra = (*SECURITY_HEADERS, (b"x-request-id", request_id.encode()))
 
         async def observed(message: Message) -> None:

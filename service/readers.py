@@ -1,28 +1,30 @@
 """One open response: replay from the cursor, then tail, with heartbeats, until the log or this segment ends.
 
-`follow` makes readers, `log.Log` calls them with new blocks, one `Wheel` drives all their timers.
+`follow` makes readers, `log.Log` calls them with new blocks, `readers_wheel` drives all their timers.
 
     behind ──(nothing more after the cursor)──> attached ──(terminal event sent)──> closed
       ^                                            │
       └──────(the peer takes no more bytes)────────┘      both close: reconnect, denial, hang-up, a stuck peer
 
-An attached reader writes from the log's callback: ASGI `send` finishes at once unless the transport is full,
-so it is driven by hand, without a task. When it does not finish, a task takes the same `send` over, and the
-reader is *behind*: it holds no events, only its cursor, and is served from the tail or the store, 64 KB at a
-time. So a reader's memory is bounded, however slow its peer and long the log: by one such piece (64 KB and at
-most one block of events more; the store's are up to 300 KB), and by uvicorn's write buffer (the same again).
+An attached reader writes from the log's callback, straight to the server's transport where the server offers
+that (`write`). Else, and for all that is not the usual case, by ASGI's `send`: that finishes at once unless
+the transport is full, so it is driven by hand. When it does not finish, a task takes it over, and the reader
+is *behind*: it holds no events, only its cursor, and is served from the tail or the store, 64 KB at a time.
+So a reader's memory is bounded, however slow its peer and long the log: by one such piece (64 KB and at most
+one block of events more; the store's are up to 300 KB), and by uvicorn's write buffer (the same again).
 """
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any, Final
 
 from service.errors import StoreUnavailable
 from service.events import START, Block, EventId
 from service.log import Listener, Log
+from service.readers_wheel import Wheel
 from service.stores import Store
 from service.wire import Wire
 
@@ -36,6 +38,8 @@ DENIED_WRITE_S: Final = 10.0
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
+Write = Callable[[bytes], bool]
+"""Write a piece of a body at once, as `send` would; False: it was not, and `send` has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Reader:
         "_stuck_at",
         "_wheel",
         "_wire",
+        "_write_now",
+        "bytes_sent",
         "cursor",
         "end",
         "events_sent",
@@ -79,12 +85,13 @@ class Reader:
         wire: Wire,
         cursor: EventId,
         pace: Pace,
-        wheel: "Wheel",
+        wheel: Wheel,
         deadline: tuple[float, str],
     ) -> None:
         self.invocation_id = invocation_id
         self.cursor = cursor
         self.end = ""
+        self.bytes_sent = 0
         self.events_sent = 0
         self.slot = -1
         self._log = log
@@ -100,19 +107,20 @@ class Reader:
         self._problem: dict[str, Any] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._send: Send
+        self._write_now: Write
         self._abort: Callable[[], None]
 
-    async def run(self, start: Message, receive: Receive, send: Send, abort: Callable[[], None]) -> None:
-        """Write the whole response; return when it has ended, the peer has left, or `abort` cut it.
+    async def run(
+        self, receive: Receive, send: Send, abort: Callable[[], None], write: Write = lambda _: False
+    ) -> None:
+        """Write the body of a response that has been started; return at its end, or when the peer has left.
 
-        `start` is the ASGI response start; the first body bytes leave right behind it. Afterwards `end` says
-        why: `terminal`, `disconnect`, `stuck`, `failed`, or the reason that `close` was given.
+        `abort` cuts a response that can't go on. `write` is tried before `send`. Afterwards `end` says why it
+        ended: `terminal`, `disconnect`, `stuck`, `failed`, or the reason that `close` was given.
         """
-        self._send, self._abort = send, abort
+        self._send, self._abort, self._write_now = send, abort, write
         try:
-            await send(start)
-            await send({"type": "http.response.body", "body": self._wire.connected, "more_body": True})
-            self._touch()
+            await self._send_now(self._wire.connected)
             self._began = True
             self._wheel.add(self)
             self._log.on_move(self._leave)
@@ -181,10 +189,14 @@ class Reader:
 
     def _write(self, body: bytes, *, end: str = "") -> bool:
         """Send a piece; returns False if the peer does not take it now, and a task has it."""
+        self.bytes_sent += len(body)
         if end:
             self._finished(end)
+        elif self._write_now(body):
+            self._beat_at = self._wheel.now + self._pace.heartbeat_s
+            return True
         sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
-        coroutine = sending if isinstance(sending, Coroutine) else _awaiting(sending)
+        coroutine = sending if type(sending) is CoroutineType else _awaiting(sending)
         try:
             waits_for = coroutine.send(None)
         except StopIteration:
@@ -281,6 +293,7 @@ class Reader:
 
     async def _send_now(self, body: bytes) -> None:
         self._stuck_at = self._wheel.now + self._pace.write_timeout_s
+        self.bytes_sent += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": not self.end})
         self._stuck_at = None
         self._touch()
@@ -345,54 +358,3 @@ class _Begun:
 
 async def _awaiting(awaitable: Awaitable[None]) -> None:
     await awaitable
-
-
-class Wheel:
-    """One timer for all readers: each sits in the slot of the tick at which something is due for it.
-
-    A write does not move a reader: when its slot comes and it has written since, it is put further along. So
-    the cost is per heartbeat interval, not per delta.
-    """
-
-    TICKS_PER_HEARTBEAT: Final = 10
-
-    def __init__(self, heartbeat_s: float, clock: Callable[[], float]) -> None:
-        self.tick_s = heartbeat_s / self.TICKS_PER_HEARTBEAT
-        self._clock = clock
-        self._slots: dict[int, set[Reader]] = {}
-        self.now = clock()
-        self._turned = int(self.now / self.tick_s)
-
-    def add(self, reader: Reader) -> None:
-        """Look at this reader when it is due."""
-        slot = max(math.ceil(reader.due_at() / self.tick_s), self._turned + 1)
-        reader.slot = slot
-        self._slots.setdefault(slot, set()).add(reader)
-
-    def remove(self, reader: Reader) -> None:
-        """Forget this reader."""
-        slot = self._slots.get(reader.slot)
-        if slot is not None:
-            slot.discard(reader)
-            if not slot:
-                del self._slots[reader.slot]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._slots.values()))
-
-    async def run(self) -> None:
-        """Turn for ever; cancel it when the last reader has gone."""
-        while True:
-            await asyncio.sleep(self.tick_s)
-            self.turn()
-
-    def turn(self) -> None:
-        """Look at all readers whose slot has come."""
-        self.now = self._clock()
-        until = int(self.now / self.tick_s)
-        for slot in range(self._turned + 1, until + 1):
-            self._turned = slot
-            for reader in self._slots.pop(slot, ()):
-                if reader.due_at() <= self.now:
-                    reader.look(self.now)
-                self.add(reader)

@@ -43,7 +43,8 @@ def _sse_block(block: Block) -> bytes:
     attempt, seq, events = block
     if len(events) == 1:  # the usual case by far: one delta a read
         event = events[0]
-        return b"id: %d.%d\nevent: %b\ndata: %b\n\n" % (attempt, seq, event_type(event), event)
+        kind = event[2 : event.index(b'"', 2)]  # `event_type`, without a call
+        return b"id: %d.%d\nevent: %b\ndata: %b\n\n" % (attempt, seq, kind, event)
     return b"".join(
         [
             b"id: %d.%d\nevent: %b\ndata: %b\n\n" % (attempt, number, event_type(event), event)

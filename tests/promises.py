@@ -28,6 +28,10 @@ STREAMS: Final = {
     "same-events-every-cursor": Promise(
         "Every replay of an invocation's events, from whichever cursor, consists of the same bytes.", _API
     ),
+    "signed-as-botocore-signs": Promise(
+        "A request to AWS carries the signature that botocore makes of the same bytes.",
+        "docs/decisions/0020-own-requests-to-aws.md",
+    ),
     "bytes-pass-through": Promise("The bytes of the upstream's events reach the caller untouched.", _API),
     "one-terminal-event": Promise("Every log ends with exactly one terminal event.", _API),
     "terminal-after-commit": Promise(

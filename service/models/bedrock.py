@@ -1,13 +1,10 @@
-"""Amazon Bedrock's ConverseStream as a `Model`: botocore signs the requests, our connections carry them.
+"""Amazon Bedrock's ConverseStream as a `Model`: our request, our connections, botocore's endpoint and keys.
 
-`app` opens it, `runtimes.converse` calls it. botocore (through aioboto3) keeps what changes on AWS's side:
-credentials and their refresh, endpoints, serialization, signing, the reading of refusals. The seam is the
-HTTP session class of aiobotocore's `AioConfig`, and not a `before-send` hook, because only the session is
-told which CA bundle, proxies and limits botocore resolved. (`AioConfig.merge` forgets the class: no default
-client config may be set on the session.)
+`app` opens it, `runtimes.converse` calls it. The request's messages are Converse's JSON from the caller to
+the upstream: nothing is decoded or checked again on the way, Bedrock refuses what it does not know.
 
-    converse ── client.converse_stream ── HttpSession.send ── ConnectionPool.begin     up to the head
-        └────── Exchange.finish                                                        up to its end
+    converse ── AwsEndpoint.begin ── ConnectionPool.begin       up to the request
+        └────── Exchange.finish                                 up to its end
     deliver ─── _Answer.feed ── Decoder.feed ── Exchange.feed ── Connection            within each read
 
 Invariants: what one read brought is one `deliver`; no payload is parsed; foreign text reaches neither callers
@@ -18,39 +15,33 @@ billed.
 import logging
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
-import aioboto3
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoRegionError
 
 from service.config import ConfigError
 from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
-from service.models.aws_http import CALL, Call, HttpSession
-from service.models.bedrock_errors import failure_of, foreign_code, stream_failure_of
-from service.models.bedrock_request import parameters_of
-from service.models.connection import Exchange, Sink
+from service.models.aws_http import AwsEndpoint, new_session
+from service.models.bedrock_errors import Refusal, failure_of, foreign_code, stream_failure_of
+from service.models.bedrock_request import body_of, path_of
+from service.models.connection import Sink
 from service.models.eventstream import Decoder, StreamEnded
 from service.models.pool import CONNECT_TIMEOUT_S
 from service.models.retries import Pacing, tried
 
 logger = logging.getLogger(__name__)
 
-# botocore for Python reads AWS_DEFAULT_REGION only; all other SDKs, Lambda and ECS say AWS_REGION:
-# https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html. A session variable is (key of the
-# configuration file, environment variables, default, conversion).
-_REGION: Final = ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)
 
 _EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
+_HEADERS: Final = {"content-type": "application/json"}
 
 
 class BedrockModel:
     """Makes model calls; `open` it once per process."""
 
-    def __init__(self, client: Any, pacing: Pacing) -> None:
-        self._client = client
+    def __init__(self, endpoint: AwsEndpoint, pacing: Pacing) -> None:
+        self._endpoint = endpoint
         self._pacing = pacing
 
     @classmethod
@@ -58,7 +49,7 @@ class BedrockModel:
     async def open(
         cls, *, max_connections: int, silence_s: float, pacing: Pacing | None = None
     ) -> AsyncIterator[Self]:
-        """Make the client for the region, endpoint and credentials botocore finds; leaving ends all calls.
+        """Find the region, endpoint and credentials as botocore does; leaving ends all calls.
 
         Args:
             max_connections: Calls at once; more wait.
@@ -67,43 +58,32 @@ class BedrockModel:
         Raises:
             ConfigError: No region, no such profile, an unusable endpoint, CA bundle or proxy.
         """
-        sessions: list[HttpSession] = []
-
-        def http_session(**arguments: Any) -> HttpSession:
-            sessions.append(HttpSession(**arguments))
-            return sessions[-1]
-
-        config = AioConfig(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=silence_s,
-            max_pool_connections=max_connections,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            http_session_cls=http_session,
-        )
         async with AsyncExitStack() as stack:
             try:
-                session = aioboto3.Session(botocore_session=get_session({"region": _REGION}))
-                client = await stack.enter_async_context(session.client("bedrock-runtime", config=config))
+                opened = AwsEndpoint.open(
+                    new_session(),
+                    "bedrock-runtime",
+                    "ConverseStream",
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=silence_s,
+                    max_pool_connections=max_connections,
+                )
+                endpoint = await stack.enter_async_context(opened)
             except NoRegionError as exc:
                 raise ConfigError(["AWS_REGION is not set"]) from exc
             except (BotoCoreError, ValueError) as exc:
                 raise ConfigError([f"the client for Bedrock can't be made: {exc}"]) from exc
-            sessions[0].prepare(client.meta.endpoint_url)
-            yield cls(client, pacing or Pacing())
+            yield cls(endpoint, pacing or Pacing())
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make one call and deliver its frames; see `Model.converse`."""
         await tried(request, lambda: self._call(request, _Answer(deliver)), self._pacing)
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
-        call = Call(answer.on_head, request.may_send)
-        token = CALL.set(call)
         try:
-            await self._client.converse_stream(**parameters_of(request))
-            await cast(Exchange, call.exchange).finish()  # its head is here, so it has begun
-            answer.finish()
+            await self._ask(request, answer)
         except Exception as exc:
-            failure = failure_of(exc, answer.status)
+            failure = failure_of(exc)
             if failure is None:
                 raise
             failure.billed = failure.billed or answer.accepted
@@ -118,9 +98,18 @@ class BedrockModel:
             if failure is exc:
                 raise
             raise failure from exc
+
+    async def _ask(self, request: ModelRequest, answer: "_Answer") -> None:
+        exchange = await self._endpoint.begin(
+            path_of(request.model_id), _HEADERS, body_of(request), answer.on_head, request.may_send
+        )
+        try:
+            refusal = await exchange.finish()
         finally:
-            call.close()
-            CALL.reset(token)
+            exchange.close()
+        if not answer.accepted:
+            raise Refusal.read(exchange.status, exchange.headers, refusal)
+        answer.finish()
 
 
 class _Answer:
@@ -139,7 +128,7 @@ class _Answer:
         return self.status == 200
 
     def on_head(self, status: int, headers: Mapping[str, str]) -> Sink | None:
-        """Take the head: an event stream comes here, a refusal is left to botocore."""
+        """Take the head: an event stream comes here, a refusal is collected."""
         self.status = status
         self.request_id = headers.get("x-amzn-requestid", "")
         if not self.accepted:
@@ -151,13 +140,14 @@ class _Answer:
     def feed(self, read: bytes) -> Awaitable[None] | None:
         """Take what one read brought and deliver the frames that it completes, those before a failure too."""
         try:
-            return self._pass_on(self._decoder.feed(read))
+            frames = self._decoder.feed(read)
         except StreamEnded as end:
             failure = stream_failure_of(end)
             gate = self._pass_on(end.frames)
             if gate is None:
                 raise failure from end
             return _fail_after(gate, failure, end)
+        return self._pass_on(frames)
 
     def finish(self) -> None:
         """Take the end of the body.

@@ -8,15 +8,14 @@ https://docs.aws.amazon.com/bedrock/latest/APIReference/CommonErrors.html
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final, Self
 
+import orjson
 from botocore.exceptions import (
     BotoCoreError,
-    ClientError,
     CredentialRetrievalError,
     HTTPClientError,
     MetadataRetrievalError,
-    ParamValidationError,
 )
 
 from service.errors import (
@@ -67,7 +66,6 @@ _STATUSES: Final[Mapping[int, type[UpstreamError]]] = {
 }
 # What botocore raises before anything is sent, the first that fits.
 _LOCAL: Final[Sequence[tuple[tuple[type[Exception], ...], type[UpstreamError]]]] = (
-    ((ParamValidationError,), UpstreamRejected),
     ((CredentialRetrievalError, MetadataRetrievalError, HTTPClientError), UpstreamUnavailable),
     ((BotoCoreError,), UpstreamMisconfigured),
 )
@@ -81,25 +79,48 @@ _DETAILS: Final[Mapping[type[UpstreamError], str]] = {
 }
 
 
-def failure_of(exc: Exception, status: int) -> UpstreamError | None:
+class Refusal(Exception):
+    """An answer that is not 200.
+
+    Attributes:
+        code: The service's name of the error, '' where it gives none.
+    """
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(f"{status} {code}")
+        self.status = status
+        self.code = code
+
+    @classmethod
+    def read(cls, status: int, headers: Mapping[str, str], body: bytes) -> Self:
+        """Find the code where botocore does (botocore/parsers.py, `RestJSONParser`): `Code:uri`, `ns#Code`.
+
+        A refusal need not come from Bedrock itself: its body may be anything.
+        """
+        code: Any = headers.get("x-amzn-errortype", "").partition(":")[0]
+        if not code:
+            try:
+                document = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                document = None
+            if isinstance(document, dict):
+                code = document.get("code") or document.get("Code") or document.get("__type")
+        return cls(status, code.rpartition("#")[2] if isinstance(code, str) else "")
+
+
+def failure_of(exc: Exception) -> UpstreamError | None:
     """Map what a call raised.
 
     Args:
-        exc: Ours stay as they are; refusals go by code or else by status, botocore's own errors by type. Of a
-            refusal in no known form its parsers raise anything.
-        status: That of the response, 0 if there was none.
+        exc: Ours stay as they are; refusals go by code or else by status, botocore's own errors by type.
 
     Returns:
         None for what is no failure of an upstream: a fault of ours, or what the receiver raised.
     """
     if isinstance(exc, UpstreamError):
         return exc
-    if isinstance(exc, ClientError):
-        return _known(
-            foreign_code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
-        )
-    if status >= 300:
-        return _known("", status)
+    if isinstance(exc, Refusal):
+        return _known(exc.code, exc.status)
     kind = next((kind for types, kind in _LOCAL if isinstance(exc, types)), None)
     return kind(_DETAILS[kind]) if kind is not None else None
 
@@ -120,8 +141,8 @@ def _known(code: str, status: int) -> UpstreamError:
 def foreign_code(exc: BaseException | None) -> str:
     """Return the code that a log line may hold: the upstream's, or the name of the exception's class."""
     match exc:
-        case ClientError(response=response):
-            return str(response.get("Error", {}).get("Code", ""))
+        case Refusal(code=code):
+            return code
         case ExceptionFrame(type=type_):
             return type_
         case None:

@@ -1,6 +1,6 @@
-"""What a model call says to Bedrock: a `ModelRequest` as the parameters of botocore's `converse_stream`.
+"""What a model call says to Bedrock: a `ModelRequest` as the path and the JSON body of ConverseStream.
 
-`models.bedrock` calls it. Pure. What a runtime does not ask for is not sent.
+`models.bedrock` calls it. Pure. What a runtime does not ask for is not sent; bytes are base64, as they came.
 
 Sources: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStream.html,
 https://docs.aws.amazon.com/bedrock/latest/userguide/prompt-caching.html (cache points),
@@ -9,50 +9,56 @@ checked yet, `async` does not and masks nothing),
 https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html (`thinking`)
 """
 
-from base64 import b64decode
-from collections.abc import Mapping
+import json
 from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
 
 from service.config import SYSTEM, TOOLS, Guardrail, ModelOptions, cache_points
-from service.errors import UpstreamRejected
 from service.models import ModelRequest
 
 _CACHE_POINT: Final = {"cachePoint": {"type": "default"}}
 
 
-def parameters_of(request: ModelRequest) -> dict[str, Any]:
-    """Return the parameters of a call.
+def path_of(model_id: str) -> str:
+    """Return the path of a model's calls; slashes and colons of ARNs are escaped, as botocore does."""
+    return f"/model/{quote(model_id, safe='-._~')}/converse-stream"
 
-    Raises:
-        UpstreamRejected: Bytes that are not base64.
-    """
+
+def body_of(request: ModelRequest) -> bytes:
+    """Return the body of a call."""
+    document = _document(request)
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # half a character, or an integer beyond 64 bits, in what a model wrote for a tool
+        return json.dumps(document).encode()
+
+
+def _document(request: ModelRequest) -> dict[str, Any]:
     options = request.options
     cached = cache_points(request.model_id) if options.cache else frozenset[str]()
-    parameters: dict[str, Any] = {
-        "modelId": request.model_id,
-        "messages": [
-            {**message, "content": [_with_bytes(block) for block in message["content"]]}
-            for message in request.messages
-        ],
+    document: dict[str, Any] = {
+        "messages": request.messages,
         "inferenceConfig": {"maxTokens": request.max_tokens, **_sampling(options)},
     }
     if request.system:
-        parameters["system"] = [{"text": request.system}, *([_CACHE_POINT] if SYSTEM in cached else [])]
+        document["system"] = [{"text": request.system}, *([_CACHE_POINT] if SYSTEM in cached else [])]
     if request.tools:
         tools = [{"toolSpec": tool} for tool in request.tools]
-        parameters["toolConfig"] = {"tools": [*tools, *([_CACHE_POINT] if TOOLS in cached else [])]}
+        document["toolConfig"] = {"tools": [*tools, *([_CACHE_POINT] if TOOLS in cached else [])]}
     if request.request_metadata:
-        parameters["requestMetadata"] = dict(request.request_metadata)
+        document["requestMetadata"] = request.request_metadata
     if options.guardrail is not None:
-        parameters["guardrailConfig"] = _guardrail(options.guardrail)
+        document["guardrailConfig"] = _guardrail(options.guardrail)
     if options.performance is not None:
-        parameters["performanceConfig"] = {"latency": options.performance}
+        document["performanceConfig"] = {"latency": options.performance}
     more = dict(options.additional_model_request_fields)
     if options.reasoning is not None:
         more["thinking"] = {"type": "enabled", "budget_tokens": options.reasoning.budget_tokens}
     if more:
-        parameters["additionalModelRequestFields"] = more
-    return parameters
+        document["additionalModelRequestFields"] = more
+    return document
 
 
 def _sampling(options: ModelOptions) -> dict[str, Any]:
@@ -71,26 +77,3 @@ def _guardrail(guardrail: Guardrail) -> dict[str, str]:
         "trace": guardrail.trace,
         "streamProcessingMode": guardrail.stream_mode,
     }
-
-
-def _with_bytes(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn base64 text, as in JSON, into the bytes that botocore wants and encodes again."""
-    match block:
-        case {"image": {"source": {"bytes": str(text)}}}:
-            return {**block, "image": {**block["image"], "source": {"bytes": _bytes(text)}}}
-        case {"document": {"source": {"bytes": str(text)}}}:
-            return {**block, "document": {**block["document"], "source": {"bytes": _bytes(text)}}}
-        case {"reasoningContent": {"redactedContent": str(text)}}:
-            return {**block, "reasoningContent": {"redactedContent": _bytes(text)}}
-        case {"toolResult": {"content": [*blocks]}}:
-            result = {**block["toolResult"], "content": [_with_bytes(inner) for inner in blocks]}
-            return {**block, "toolResult": result}
-        case _:
-            return block
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as exc:
-        raise UpstreamRejected("The bytes of an image or document are not base64.") from exc

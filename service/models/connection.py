@@ -130,11 +130,19 @@ class Exchange:
             self._keep_alive = False
             return
         self._read_at = self._loop.time()
-        broken = self._parse(read)
+        broken = None
+        try:
+            self._http.feed_data(read)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._keep_alive = False
+            if not self._complete:
+                broken = _failed("The model backend did not answer in HTTP.", exc)
         try:
             if self.status and self._sink is None:
                 self._take_head()
-            if self._parts and self._sink is not None:
+            if not self._parts:
+                broken = broken or self._count_bodiless(len(read))
+            elif self._sink is not None:
                 body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
                 self._parts.clear()
                 self._gate = self._sink(body)
@@ -167,14 +175,9 @@ class Exchange:
         if not self._woken.done():
             self._woken.set_result(None)
 
-    def _parse(self, read: memoryview) -> UpstreamFailed | None:
-        try:
-            self._http.feed_data(read)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._keep_alive = False
-            return None if self._complete else _failed("The model backend did not answer in HTTP.", exc)
-        # Heads, trailers and chunk extensions are kept by the parser until they end: none may be endless.
-        self._bodiless_bytes = 0 if self._parts else self._bodiless_bytes + len(read)
+    def _count_bodiless(self, read_bytes: int) -> UpstreamFailed | None:
+        """Bound heads, trailers and chunk extensions, which the parser keeps until they end."""
+        self._bodiless_bytes += read_bytes
         if self._bodiless_bytes > HEAD_LIMIT_BYTES and not self._complete:
             return UpstreamFailed("The head of the model backend's answer is too large.")
         return None
@@ -215,6 +218,7 @@ class Exchange:
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
+            self._bodiless_bytes = 0
             self._parts.append(body)
 
     def on_message_complete(self) -> None:

@@ -156,7 +156,9 @@ class ConnectionPool:
 
 
 def _head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    if any(character in line for line in lines for character in "\r\n\0"):
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    head = f"{method} {target} HTTP/1.1\r\n{''.join(lines)}\r\n"
+    breaks = len(lines) + 2
+    if head.count("\n") != breaks or head.count("\r") != breaks or "\0" in head:
         raise ValueError("a request line or header that would become two")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return head.encode("latin-1")

@@ -189,8 +189,8 @@ async def test_a_fault_of_ours_is_not_taken_for_a_failure_of_the_upstream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with bedrock(replies(OK), monkeypatch) as (model, server):
-        with pytest.raises(KeyError):
-            await model.converse(replace(REQUEST, messages=[{"role": "user"}]), lambda _: None)
+        with pytest.raises(TypeError):
+            await model.converse(replace(REQUEST, messages=[{"role": object()}]), lambda _: None)
 
     assert server.requests == []
 

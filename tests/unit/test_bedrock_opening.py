@@ -55,7 +55,7 @@ async def test_a_proxy_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) 
 
     host = "bedrock-runtime.us-east-1.amazonaws.com"
     assert caught.value.faults == [
-        f"HTTPS_PROXY is set, but model calls go through no proxy: add {host} to NO_PROXY"
+        f"HTTPS_PROXY is set, but calls to AWS go through no proxy: add {host} to NO_PROXY"
     ]
 
 

@@ -11,7 +11,7 @@ from service.events import (
     encode,
     event_type,
     event_value,
-    from_frame,
+    from_frames,
     is_terminal,
     join,
     split,
@@ -57,15 +57,15 @@ def test_ids_order_as_pairs_of_numbers() -> None:
 def test_a_payload_passes_through_untouched() -> None:
     payload = b'{ "delta" : {"text":"\\u00e9\xc3\xa9"} ,"p":"abcdefgh"}'
 
-    assert from_frame(b"contentBlockDelta", payload) == b'{"contentBlockDelta":' + payload + b"}"
+    assert from_frames([(b"contentBlockDelta", payload)]) == (b'{"contentBlockDelta":' + payload + b"}",)
 
 
 @pytest.mark.parametrize("space", [b"\n", b"\r", b"\r\n"])
 def test_a_payload_with_a_line_break_is_encoded_again(space: bytes) -> None:
     payload = b'{"delta":' + space + b'{"text":"\xc3\xa9\\n"}}'
 
-    assert (
-        from_frame(b"contentBlockDelta", payload) == b'{"contentBlockDelta":{"delta":{"text":"\xc3\xa9\\n"}}}'
+    assert from_frames([(b"contentBlockDelta", payload)]) == (
+        b'{"contentBlockDelta":{"delta":{"text":"\xc3\xa9\\n"}}}',
     )
 
 

@@ -51,7 +51,8 @@ class Following:
             opened = self.follow.reader(invocation, cursor, SSE, token_expires_at_s=1e10)
             async with opened as reader:
                 start = {"type": "http.response.start", "status": 200, "headers": []}
-                await reader.run(start, receive, send, scope["extensions"]["headrace.abort"])
+                await send(start)
+                await reader.run(receive, send, scope["extensions"]["headrace.abort"])
 
         async with AsgiClient(app).stream("GET", "/", body=()) as exchange:
             exchange._request.clear()

@@ -5,7 +5,7 @@ import pytest
 
 from service.errors import StoreUnavailable
 from service.events import START, Block, EventId
-from service.log import TAIL_LIMIT_BYTES, UNSTORED_LIMIT_BYTES, AttemptLog, GroupCommit, Log
+from service.log import COMMIT_AT_BYTES, TAIL_LIMIT_BYTES, UNSTORED_LIMIT_BYTES, AttemptLog, GroupCommit, Log
 from service.models import Frame
 from service.stores import EventBlock
 from tests.clock import ManualClock
@@ -63,7 +63,7 @@ def test_a_log_gives_what_follows_a_cursor() -> None:
     for seq in range(1, 4):
         log.publish(Block(1, seq, (b'{"n":%d}' % seq,)))
 
-    assert log.after(START, limit_bytes=10**6) == [Block(1, seq, (b'{"n":%d}' % seq,)) for seq in (1, 2, 3)]
+    assert log.after(START, limit_bytes=10**6) == [Block(1, 1, (b'{"n":1}', b'{"n":2}', b'{"n":3}'))]
     assert log.after(EventId(1, 2), limit_bytes=10**6) == [Block(1, 3, (b'{"n":3}',))]
     assert log.after(EventId(1, 3), limit_bytes=10**6) == []
     assert log.after(START, limit_bytes=1) == [Block(1, 1, (b'{"n":1}',))]
@@ -84,10 +84,24 @@ def test_the_tail_keeps_only_so_much_of_what_is_stored() -> None:
         log.publish(Block(1, seq, (event(10_000),)))
         log.mark_stored(EventId(1, seq))
 
-    kept = log.after(EventId(1, 100 - TAIL_LIMIT_BYTES // 10_000), limit_bytes=10**9)
-    assert kept is not None
-    assert sum(len(one) for block in kept for one in block.events) <= TAIL_LIMIT_BYTES
-    assert log.after(START, limit_bytes=1) is None
+    kept = log.after(EventId(1, 80), limit_bytes=10**9)
+    assert kept == [Block(1, 81, (event(10_000),) * 20)]
+    assert log.after(EventId(1, 100 - TAIL_LIMIT_BYTES // 10_000), limit_bytes=1) is None
+
+
+def test_the_tail_of_a_log_that_is_followed_elsewhere_may_hold_several_attempts() -> None:
+    log = Log()
+    for attempt in (1, 2):
+        for seq in range(1, 21):
+            log.publish(Block(attempt, seq, (event(10_000),)))
+
+    before = log.after(EventId(1, 19), limit_bytes=20_000)
+    log.mark_stored(EventId(2, 20))
+    part = log.after(EventId(2, 18), limit_bytes=10**9)
+
+    assert before == [Block(1, 20, (event(10_000),)), Block(2, 1, (event(10_000),))]
+    assert (part, log.after(EventId(1, 14), limit_bytes=1)) == ([Block(2, 19, (event(10_000),) * 2)], None)
+    assert log.after(EventId(1, 20), limit_bytes=1) == [Block(2, 1, (event(10_000),))]
 
 
 def test_the_tail_keeps_all_that_is_not_stored() -> None:
@@ -97,8 +111,7 @@ def test_the_tail_keeps_all_that_is_not_stored() -> None:
 
     kept = log.after(START, limit_bytes=10**9)
 
-    assert kept is not None
-    assert len(kept) == 100
+    assert kept == [Block(1, 1, (event(10_000),) * 100)]
 
 
 def test_listeners_get_blocks_while_they_are_attached() -> None:
@@ -140,6 +153,19 @@ async def test_nothing_is_stored_before_its_time_unless_it_is_much(
     await clock.advance(0)
 
     assert (early, len(writing.store.commits)) == (0, 1)
+
+
+async def test_what_is_much_of_one_invocation_hurries_no_other(writing: Writing, clock: ManualClock) -> None:
+    others = [writing.pen(f"other-{number}") for number in range(10)]
+    for other in others:
+        other.append([event(COMMIT_AT_BYTES - 1)])
+    await clock.advance(0.1)
+    before = list(writing.store.commits)
+    writing.pen("a").append([event(COMMIT_AT_BYTES)])
+
+    await clock.advance(0.01)
+
+    assert (before, [[one.invocation_id for one in each] for each in writing.store.commits]) == ([], [["a"]])
 
 
 async def test_the_longer_an_answer_the_more_of_it_is_stored_at_once(
@@ -304,5 +330,5 @@ async def test_what_is_held_back_is_never_overtaken_and_gets_its_ids_when_it_is_
         await each  # type: ignore[misc]
     assert (held_at, log.after(START, limit_bytes=10**6)) == (
         START,
-        [Block(1, 1, (b"1", b"2", b"3", b"4")), Block(1, 5, (b"5",))],
+        [Block(1, 1, (b"1", b"2", b"3", b"4", b"5"))],
     )

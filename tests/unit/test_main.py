@@ -116,9 +116,22 @@ def test_a_port_that_is_taken_is_a_failure_and_no_fault_of_the_configuration(run
 # -- signals
 
 
+async def answer_by_writing(scope: Scope, send: Send) -> None:
+    """Answer with what each try to write at once has returned."""
+    write = scope["extensions"]["headrace.write"]
+    took = [write(b"too early")]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    took += [write(b""), write(b"a" * 17), write(b"b")]
+    await send({"type": "http.response.body", "body": repr(took).encode(), "more_body": False})
+    write(b"too late")
+
+
 async def abort_or_answer(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/abort":
         scope["extensions"]["headrace.abort"]()
+        return
+    if scope["path"] == "/written":
+        await answer_by_writing(scope, send)
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -135,10 +148,15 @@ class Server(process._Server):
     @classmethod
     @asynccontextmanager
     async def listening(
-        cls, clock: ManualClock, drain: Drain, hard_stop: process.HardStop | None = None
+        cls,
+        clock: ManualClock,
+        drain: Drain,
+        hard_stop: process.HardStop | None = None,
+        *,
+        app: Any = abort_or_answer,
     ) -> AsyncIterator["Server"]:
         config = uvicorn.Config(
-            abort_or_answer,
+            app,
             host="127.0.0.1",
             port=0,
             http=process._Protocol,
@@ -269,6 +287,38 @@ async def test_the_app_can_drop_a_connection(clock: ManualClock) -> None:
     async with Server.listening(clock, Drain()) as server:
         assert await server.ask("/abort") == b""
         assert (await server.ask("/")).endswith(b"ok")
+
+
+async def test_what_is_written_at_once_is_a_chunk_of_the_response_while_there_is_one(
+    clock: ManualClock,
+) -> None:
+    async with Server.listening(clock, Drain()) as server:
+        _, _, body = (await server.ask("/written")).partition(b"\r\n\r\n")
+
+    took = b"[False, False, True, True]"
+    assert body == b"11\r\naaaaaaaaaaaaaaaaa\r\n1\r\nb\r\n1a\r\n" + took + b"\r\n0\r\n\r\n"
+
+
+async def test_nothing_is_written_at_once_to_a_peer_that_takes_nothing(clock: ManualClock) -> None:
+    got: list[list[bool]] = []
+    asked = asyncio.Event()
+
+    async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+        write = scope["extensions"]["headrace.write"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        got.append([write(b"a" * 2**20) for _ in range(64)])
+        scope["extensions"]["headrace.abort"]()
+        got.append([write(b"gone")])
+        asked.set()
+
+    async with Server.listening(clock, Drain(), app=flood) as server:
+        _, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asked.wait()
+        writer.close()
+
+    first, later = got
+    assert (first[0], first[-1], later) == (True, False, [False])
 
 
 # -- peers that die without a word

@@ -80,7 +80,8 @@ class Process:
         opened = self.follow.reader(invocation, START, SSE, token_expires_at_s=1e10)
         async with opened as reader:
             start = {"type": "http.response.start", "status": 200, "headers": []}
-            await reader.run(start, receive, counted, exchange.abort)
+            await counted(start)
+            await reader.run(receive, counted, exchange.abort)
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service.config import Limits
 from service.events import START, Block, EventId
 from service.log import TAIL_LIMIT_BYTES, Log
-from service.readers import PIECE_BYTES, Pace, Reader, Wheel
+from service.readers import PIECE_BYTES, Pace, Reader
+from service.readers_wheel import Wheel
 from service.stores import EventBlock, NewInvocation, Store
 from service.stores.sqlite import SqliteStore
 from service.wire import SSE
@@ -61,7 +62,8 @@ class Reading:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             start: Message = {"type": "http.response.start", "status": 200, "headers": []}
-            await reader.run(start, receive, send, scope["extensions"]["headrace.abort"])
+            await send(start)
+            await reader.run(receive, send, scope["extensions"]["headrace.abort"])
 
         async with AsgiClient(app).stream("GET", "/", body=()) as exchange:
             exchange._request.clear()
