@@ -7,7 +7,7 @@ A function asks only for plans that its scenario has listed, so that subjects wi
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.loads import Result
@@ -25,13 +25,13 @@ ONE_DELTA = Plan(first_ms=0, deltas=1, interval_us=1000)
 SILENT = Plan(first_ms=20, deltas=2, interval_us=360_000_000)
 LONG = Plan(first_ms=0, deltas=200_000, interval_us=1000, burst=200)
 SHORT = Plan(first_ms=0, deltas=2_000, interval_us=1000, burst=200)
-STALLED = Plan(first_ms=20, deltas=200_000, interval_us=20_000, burst=20)
+STALLED = Plan(first_ms=20, deltas=200_000, interval_us=20_000, burst=80)
 
 _PACE_US = 20_000
 _SPARE_S = 1.0
 _SETTLE_S = 1.0
 _BEGIN_S = 40.0
-_STALLED_READERS = 10
+_STALLED_READERS = 5
 _HANG_UPS = 1_000
 _FEWER = {"litellm": 100, "portkey": 200, "obvious": 400}
 """Subjects that saturate far below 40,000 deltas/s: more streams would only wait in their buffers."""
@@ -182,9 +182,14 @@ def idle(bed: Bed, streams: int) -> Figures:
 
 
 def slow_readers(bed: Bed) -> Figures:
-    """Readers that stop reading, beside fifty that do not."""
-    figures = window(bed, LOW_RATE, stalled=_STALLED_READERS, beside=STALLED)
+    """Readers that stop reading, beside fifty that do not; long enough to fill what the kernel holds."""
+    longer = replace(bed, effort=twice_as_long(bed.effort))
+    figures = window(longer, LOW_RATE, stalled=_STALLED_READERS, beside=STALLED)
     return figures | {"mb": figures["mb"] / _STALLED_READERS}
+
+
+def twice_as_long(effort: Effort) -> Effort:
+    return replace(effort, window_s=2 * effort.window_s)
 
 
 def disconnect_storm(bed: Bed) -> Figures:

@@ -58,7 +58,7 @@ def summary(sections: Mapping[str, Section]) -> list[list[str]]:
     """The one table: a row a subject, ratios to Headrace in brackets."""
     kept = [column for column in KEPT if column.scenario in sections]
     rows = [row.name for column in kept for row in sections[column.scenario].rows]
-    names = [name for name in dict.fromkeys(rows) if not name.startswith(DIRECT)]
+    names = [name for name in dict.fromkeys(rows) if not name.startswith((DIRECT, f"{HEADRACE},"))]
     table = [["subject", *(column.title for column in kept)]]
     return table + [
         [name, *(_kept(sections[column.scenario], column, name) for column in kept)] for name in names

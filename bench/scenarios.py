@@ -35,14 +35,23 @@ from bench.loadings import (
     soak,
     store,
     token,
+    twice_as_long,
     window,
 )
 from bench.measuring import DIRECT, Scenario
 from bench.peers import SUBJECTS
 from bench.report import Column
-from bench.subjects import OURS, SHAPE_SUBJECTS, Start, start_headrace, start_headrace_on_dynamodb
+from bench.subjects import (
+    OURS,
+    SHAPE_SUBJECTS,
+    Start,
+    start_headrace,
+    start_headrace_in_memory,
+    start_headrace_on_dynamodb,
+)
 
 HEADRACE = "headrace"
+IN_MEMORY = "headrace, in memory"
 _TLS_STREAMS = 600
 _IDLE_COLUMNS = (
     Column("streams", "streams", 0),
@@ -68,7 +77,7 @@ def _only(*names: str) -> Mapping[str, Start]:
 _ALL = (
     Scenario(
         name="first-byte",
-        subjects=SUBJECTS,
+        subjects={**SUBJECTS, IN_MEMORY: start_headrace_in_memory},
         columns=(
             Column("first byte p50 ms", "byte_p50", 2),
             Column("added p50 ms", "byte_p50", 2, minus=DIRECT),
@@ -183,7 +192,7 @@ _ALL = (
             Column("p99 ms", "late_p99", 1),
             Column("core used", "use", 2),
         ),
-        plans=lambda _name, effort: [LOW_RATE.plan(effort), STALLED, ONE_DELTA],
+        plans=lambda _name, effort: [LOW_RATE.plan(twice_as_long(effort)), STALLED],
         figures=slow_readers,
         once=("copy", "obvious"),
         quick=(),

@@ -184,6 +184,11 @@ def start_headrace(processes: Processes, upstream: Upstream, plans: Sequence[Pla
     return _start_service(processes, upstream, plans, store)
 
 
+def start_headrace_in_memory(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same with a store that no disk has to wait for."""
+    return _start_service(processes, upstream, plans, {"HEADRACE_STORE": "sqlite::memory:"})
+
+
 def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """The same on DynamoDB Local, which runs on the client's core.
 

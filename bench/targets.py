@@ -43,8 +43,8 @@ def _ratio(one: Values, other: Values) -> Values:
     return _with(one, other, lambda a, b: a / b)
 
 
-def _added(scenario: str, figure: str) -> Values:
-    return _with(_of(scenario, figure), _of(scenario, figure, "direct"), lambda a, b: a - b)
+def _added(scenario: str, figure: str, subject: str = "headrace") -> Values:
+    return _with(_of(scenario, figure, subject), _of(scenario, figure, "direct"), lambda a, b: a - b)
 
 
 _DELTA = _of("saturation", "us")
@@ -66,6 +66,7 @@ TARGETS = (
     Target("1,000 deltas/s: added latency p50, ms", _added("delta-latency", "late_p50"), 0.1, 3),
     Target("... p99, ms", _added("delta-latency", "late_p99"), 0.6),
     Target("added first byte p50 with the store, ms", _added("first-byte", "byte_p50"), 1.5),
+    Target("... in memory, ms", _added("first-byte", "byte_p50", "headrace, in memory"), 0.7),
     Target("one-delta invocations/s", _RATE, 1500, 0, at_least=True),
     Target("... times LiteLLM's", _ratio(_RATE, _of("requests", "rate", "litellm")), 20.0, 1, at_least=True),
     Target("KB a silent stream, 2,000 of them", _of("idle", "kb"), 24.0, 1),
