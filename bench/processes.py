@@ -14,20 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar
 
-from bench.load import Load, Result
+from bench.loads import Load, Result
 
 SUBJECT_CORE = 0
 LOAD_CORE = 1
 
 _ROOT = Path(__file__).resolve().parents[1]
-_START_LIMIT_S = 30.0
+_START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 10.0
 _PR_SET_PDEATHSIG = 1  # https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 _LIBC = ctypes.CDLL(None)
@@ -38,6 +38,8 @@ _ENVIRON = {name: value for name, value in os.environ.items() if not name.starts
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
 """What every process gets: ours without what would change how a subject runs."""
+
+T = TypeVar("T")
 
 
 class SubjectFailed(Exception):
@@ -56,6 +58,7 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         self._running: list[subprocess.Popen[bytes]] = []
+        self._entered = ExitStack()
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-bench-", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
         return self
@@ -65,7 +68,13 @@ class Processes:
     ) -> None:
         for process in reversed(self._running):
             _stop(process)
+        self._entered.close()
         self._folder.cleanup()
+
+    def enter(self, server: AbstractContextManager[T], *, core: int) -> T:
+        """Enter, on a core, a context manager that starts processes of its own; it is left last."""
+        with _on_core(core):
+            return self._entered.enter_context(server)
 
     def start(
         self,
@@ -88,7 +97,7 @@ class Processes:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return process.pid
             time.sleep(0.05)
-        name = " ".join(arguments[1:3])
+        name = " ".join(Path(argument).name for argument in arguments[:3])
         raise SubjectFailed(f"{name} does not listen; it wrote:\n{log.read_text(errors='replace')[-2000:]}")
 
     def python(
@@ -96,6 +105,21 @@ class Processes:
     ) -> int:
         """Start `python -m ...` with this interpreter; see `start`."""
         return self.start([sys.executable, "-m", *arguments], port=port, core=core, environ=environ)
+
+    def said(self, module: str, *, core: int = SUBJECT_CORE, limit_s: float = 60.0) -> str:
+        """Run a module of ours to its end on a core and return what it printed.
+
+        Raises:
+            SubjectFailed: It failed or took longer than its limit.
+        """
+        process = self._spawn([sys.executable, "-m", module], core, {}, subprocess.PIPE, subprocess.PIPE)
+        try:
+            written, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired as exc:
+            raise SubjectFailed(f"{module} did not end in time") from exc
+        if process.returncode != 0:
+            raise SubjectFailed(f"{module} ended with status {process.returncode}")
+        return written.decode()
 
     def load(self, load: Load) -> Result:
         """Run the load client on its core to its end.
@@ -122,9 +146,7 @@ class Processes:
         stdout: int | IO[bytes],
     ) -> subprocess.Popen[bytes]:
         """Start a process that is on its core from its first instruction: it inherits ours of this moment."""
-        ours = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})
-        try:
+        with _on_core(core):
             process = subprocess.Popen(
                 arguments,
                 cwd=_ROOT,
@@ -137,8 +159,17 @@ class Processes:
             )
             self._running.append(process)
             return process
-        finally:
-            os.sched_setaffinity(0, ours)
+
+
+@contextmanager
+def _on_core(core: int) -> Iterator[None]:
+    """Be on one core; what is started meanwhile inherits it and stays there."""
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _end_with_parent() -> None:

@@ -1,30 +1,11 @@
-"""Makes the tables: medians over the runs, differences from the direct row, ratios to the copy; and keeps
-RESULTS.md.
+"""Makes tables of rows: medians over the runs, differences from another row, ratios to it.
 
-`scenarios` fills rows, `__main__` prints the table and writes its section. RESULTS.md has one section a
-scenario, each with the machine, the versions, the command and the date of its own run; the sections of other
-scenarios stay as they are.
+`measuring` fills rows, `scenarios` says which columns a table has, `pages` puts tables together. Pure.
 """
 
-import os
-import platform
-import re
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-RESULTS = Path(__file__).with_name("RESULTS.md")
-_TITLE = """# Results
-
-Written by `python -m bench`; [README.md](README.md) says what the figures mean and what bounds them. They are
-medians; in brackets the smallest and the largest run. Only figures of one table can be compared.
-"""
-_PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "aioboto3", "aiohttp")
-_HEADINGS = re.compile(r"^## ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +28,15 @@ class Row:
     runs: list[dict[str, float]] = field(default_factory=list)
     reason: str | None = None
     failed: bool = False
+
+    def fail(self, why: str) -> None:
+        """It has a reason instead of figures from now on."""
+        self.reason, self.failed = f"failed: {why}", True
+
+    def median(self, figure: str) -> float | None:
+        """The median of a figure over the runs; None without a run that has it, or with a reason instead."""
+        values = self.values(figure) if self.reason is None else []
+        return statistics.median(values) if values else None
 
     def values(self, figure: str) -> list[float]:
         return [run[figure] for run in self.runs if figure in run]
@@ -88,51 +78,12 @@ def as_text(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(table: Sequence[Sequence[str]]) -> str:
-    """Write a table as Markdown, figures to the right."""
-    rule = ["---", *["--:"] * (len(table[0]) - 1)]
+def as_markdown(table: Sequence[Sequence[str]], *, words: int = 0) -> str:
+    """Write a table as Markdown, figures to the right; the last columns may be `words`, to the left."""
+    rule = ["---", *["--:"] * (len(table[0]) - 1 - words), *["---"] * words]
     return "\n".join(f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:]))
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each row without figures, and for each that left streams unfinished."""
-    said = [f"{row.name}: {row.reason}" for row in rows if row.reason is not None]
-    for row in rows:
-        left = max(row.values("unfinished"), default=0)
-        if row.reason is None and left:
-            said.append(f"{row.name}: up to {left:.0f} streams were late and were cut")
-    return said
-
-
-def write_section(
-    name: str, command: str, nginx: str | None, table: list[list[str]], notes: list[str]
-) -> None:
-    """Replace one scenario's section of RESULTS.md."""
-    body = [
-        f"## {name}",
-        f"`{command}`, {datetime.now(UTC).date().isoformat()}. {_machine(nginx)}",
-        as_markdown(table),
-    ]
-    body += ["\n".join(f"- {note.splitlines()[0]}" for note in notes)] if notes else []
-    sections = {name: "\n\n".join(body)}
-    if RESULTS.exists():
-        for text in _HEADINGS.split(RESULTS.read_text())[1:]:
-            kept = text.partition("\n")[0].strip()
-            sections.setdefault(kept, f"## {text.strip()}")
-    RESULTS.write_text("\n".join([_TITLE, "\n\n".join(sections[key] for key in sorted(sections)), ""]))
-
-
-def _machine(nginx: str | None) -> str:
-    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    kernel = ".".join(platform.release().split(".")[:2])
-    versions = [f"Python {platform.python_version()}"]
-    for package in _PACKAGES:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            versions.append(f"no {package}")
-    if nginx is not None:
-        said = subprocess.run([nginx, "-v"], capture_output=True, text=True, timeout=10, check=False).stderr
-        versions.append(f"nginx {said.strip().rpartition('/')[2].partition(' ')[0]}")
-    name = cpu[1].strip() if cpu else platform.machine()
-    return f"{os.cpu_count()} cores of {name}, Linux {kernel}; {', '.join(versions)}."
+    """One line for each row without figures."""
+    return [f"{row.name}: {row.reason.splitlines()[0]}" for row in rows if row.reason is not None]

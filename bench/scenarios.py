@@ -1,258 +1,302 @@
-"""What is measured of each subject: three scenarios, each a loading, the figures taken from it, and its
-table.
+"""The tables of the bench: each scenario with its subjects, its loading and the columns that it shows.
 
-`__main__` runs them. A measurement starts its own upstream and its own subject, checks that the subject
-answers exactly, takes its figures and stops both; runs go round robin over the subjects, so that a noisy
-minute hurts all of them alike. The figure of a cell is the median over the runs. README.md says what each
-figure means.
+`__main__` measures them through `measuring`; the loadings are in `loadings`, and README.md says what a figure
+means and what bounds it. Scenarios that say the same `group` run on the same beds.
 """
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from bench.load import Load, Result
-from bench.processes import Processes, SubjectFailed
-from bench.report import Column, Row
-from bench.script import Plan
+from bench.loadings import (
+    BACKLOG,
+    BEYOND,
+    BUSY,
+    DYNAMODB,
+    FIRST_BYTE,
+    LITELLM,
+    LONG,
+    LOW_RATE,
+    MANY,
+    ONE_DELTA,
+    SHAPE_OFFERS,
+    SHORT,
+    SILENT,
+    STALLED,
+    STORE,
+    backlog,
+    disconnect_storm,
+    first_byte,
+    idle,
+    long_answer,
+    many_streams,
+    port_shape,
+    requests,
+    saturating,
+    slow_readers,
+    soak,
+    store,
+    token,
+    twice_as_long,
+    window,
+)
+from bench.measuring import DIRECT, Scenario
+from bench.peers import SUBJECTS
+from bench.report import Column
 from bench.subjects import (
-    DELTA_MARK,
+    OURS,
     SHAPE_SUBJECTS,
-    SUBJECTS,
-    Running,
     Start,
-    SubjectMissing,
-    start_upstream,
+    start_headrace,
+    start_headrace_in_memory,
+    start_headrace_on_dynamodb,
 )
 
-Figures = dict[str, float]
-
-_WARM_UP = Plan(first_ms=1, deltas=10, interval_us=1000)
-_WARM_UP_REQUESTS = 20
-_FIRST_BYTE = Plan(first_ms=20, deltas=10, interval_us=1000)
-_STREAMS = 800
-_FEWER_STREAMS = {"obvious": 400}
-"""Subjects that saturate far below 40,000 deltas/s: more streams would only wait in their buffers."""
-_PACE_US = 20_000
-_SETTLE_S = 1.0
-_SPARE_S = 2.0
-_DIRECT = "direct"
-_BEYOND = "direct, 3x the rate"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to look: a full run or a quick one."""
-
-    requests: int
-    window_s: float
+HEADRACE = "headrace"
+IN_MEMORY = "headrace, in memory"
+_TLS_STREAMS = 600
+_IDLE_COLUMNS = (
+    Column("streams", "streams", 0),
+    Column("begun", "begun", 0),
+    Column("KB a stream", "kb", 1, spread=True),
+    Column("x headrace", "kb", 1, per=HEADRACE),
+    Column("ms CPU a s, 1,000 streams", "ms_per_s", 2),
+)
+_USE_COLUMNS = (
+    Column("deltas/s offered", "offered", 0),
+    Column("served", "served", 0),
+    Column("core used", "use", 2),
+    Column("us CPU a delta", "us", 1, spread=True),
+    Column("x copy", "us", 2, per="copy"),
+)
+_CLIENT_COLUMNS = (Column("client core", "client_use", 2), Column("upstream core", "upstream_use", 2))
 
 
-FULL = Effort(requests=300, window_s=6.0)
-QUICK = Effort(requests=60, window_s=3.0)
+def _only(*names: str) -> Mapping[str, Start]:
+    return {name: SUBJECTS[name] for name in names}
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What a window offers: streams opened over ramp_s, the pace of each, how many deltas come at a time."""
-
-    streams: int
-    interval_us: int
-    burst: int = 1
-    ramp_s: float = 4.0
-
-    def plan(self, effort: Effort) -> Plan:
-        """A stream lasts from the first moment of the ramp to a second after the window."""
-        open_s = self.ramp_s + _SETTLE_S + effort.window_s + 1
-        writes = int(open_s * 1e6 / self.interval_us)
-        return Plan(first_ms=20, deltas=writes * self.burst, interval_us=self.interval_us, burst=self.burst)
-
-
-_SHAPE_OFFERS = {
-    "": Offer(_STREAMS, _PACE_US, ramp_s=2.0),
-    "burst_": Offer(_STREAMS, 4 * _PACE_US, 4, ramp_s=2.0),
-    "low_": Offer(50, 50_000, ramp_s=2.0),
-}
-
-
-@dataclass(frozen=True)
-class Bed:
-    """A measurement under way: a subject in front of its upstream; `running is upstream` without one."""
-
-    processes: Processes
-    upstream: Running
-    running: Running
-    name: str
-    effort: Effort
-
-    def load(self, plan: Plan, **more: Any) -> Result:
-        """Load the subject with a plan; `more` are fields of `Load`.
-
-        Raises:
-            SubjectFailed: An answer was wrong, or the client did not end in time.
-        """
-        result = self.processes.load(
-            Load(
-                port=self.running.port,
-                request=self.running.request(plan),
-                delta_mark=DELTA_MARK,
-                end_mark=self.running.end_mark,
-                deltas=plan.deltas,
-                **more,
-            )
-        )
-        if result.errors:
-            raise SubjectFailed(", ".join(f"{count} x {error}" for error, count in result.errors.items()))
-        return result
-
-    def window(self, offer: Offer) -> Figures:
-        """Offer deltas and look at a window of it.
-
-        Raises:
-            SubjectFailed: A stream ended wrongly, or nothing arrived.
-        """
-        result = self.load(
-            offer.plan(self.effort),
-            streams=offer.streams,
-            ramp_s=offer.ramp_s,
-            settle_s=_SETTLE_S,
-            window_s=self.effort.window_s,
-            grace_s=offer.ramp_s + _SPARE_S,
-            limit_s=60.0 + self.effort.window_s,
-            watched={"subject": self.running.pid, "upstream": self.upstream.pid},
-        )
-        if not result.deltas:
-            raise SubjectFailed("no delta arrived in the window")
-        figures: Figures = {
-            "served": result.deltas / result.window_s,
-            "offered": offer.streams * offer.burst / offer.interval_us * 1e6,
-            "client_use": result.cpu_s["client"] / result.window_s,
-            "upstream_use": result.cpu_s["upstream"] / result.window_s,
-            "unfinished": result.unfinished,
-        }
-        if self.running is not self.upstream:
-            figures["use"] = result.cpu_s["subject"] / result.window_s
-            figures["us"] = result.cpu_s["subject"] / result.deltas * 1e6
-        return figures
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One table: its subjects, the plans that they must serve, how figures are taken, and which are shown."""
-
-    name: str
-    subjects: Mapping[str, Start]
-    columns: Sequence[Column]
-    plans: Callable[[str, Effort], list[Plan]]
-    figures: Callable[[Bed], Figures]
-    alone: Sequence[str] = ()
-    """Rows of client and upstream without a subject."""
-
-
-def _first_byte(bed: Bed) -> Figures:
-    result = bed.load(_FIRST_BYTE, requests=bed.effort.requests, limit_s=120.0)
-    return {
-        "byte_p50": statistics.median(result.first_byte_ms),
-        "byte_p99": _percentile(result.first_byte_ms, 99),
-        "delta_p50": statistics.median(result.first_delta_ms),
-        "delta_p99": _percentile(result.first_delta_ms, 99),
-    }
-
-
-def _saturating(name: str) -> Offer:
-    pace_us = _PACE_US // 3 if name == _BEYOND else _PACE_US
-    return Offer(_FEWER_STREAMS.get(name, _STREAMS), pace_us)
-
-
-def _port_shape(bed: Bed) -> Figures:
-    figures: Figures = {}
-    for prefix, offer in _SHAPE_OFFERS.items():
-        figures |= {prefix + figure: value for figure, value in bed.window(offer).items()}
-    return figures
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100)[percent - 1]
-
-
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario(
-            name="first-byte",
-            subjects=SUBJECTS,
-            columns=(
-                Column("first byte p50 ms", "byte_p50", 2),
-                Column("added p50 ms", "byte_p50", 2, minus=_DIRECT),
-                Column("p99 ms", "byte_p99", 2),
-                Column("first delta p50 ms", "delta_p50", 2),
-                Column("added p50 ms", "delta_p50", 2, minus=_DIRECT),
-                Column("p99 ms", "delta_p99", 2),
-            ),
-            plans=lambda _name, _effort: [_FIRST_BYTE],
-            figures=_first_byte,
-            alone=(_DIRECT,),
+_ALL = (
+    Scenario(
+        name="first-byte",
+        subjects={**SUBJECTS, IN_MEMORY: start_headrace_in_memory},
+        columns=(
+            Column("first byte p50 ms", "byte_p50", 2),
+            Column("added p50 ms", "byte_p50", 2, minus=DIRECT),
+            Column("p99 ms", "byte_p99", 2),
+            Column("first delta p50 ms", "delta_p50", 2),
+            Column("added p50 ms", "delta_p50", 2, minus=DIRECT),
+            Column("p99 ms", "delta_p99", 2),
         ),
-        Scenario(
-            name="saturation",
-            subjects=SUBJECTS,
-            columns=(
-                Column("deltas/s offered", "offered", 0),
-                Column("served", "served", 0),
-                Column("core used", "use", 2),
-                Column("us CPU per delta", "us", 1, spread=True),
-                Column("x copy", "us", 2, per="copy"),
-                Column("client core", "client_use", 2),
-                Column("upstream core", "upstream_use", 2),
-            ),
-            plans=lambda name, effort: [_saturating(name).plan(effort)],
-            figures=lambda bed: bed.window(_saturating(bed.name)),
-            alone=(_DIRECT, _BEYOND),
+        plans=lambda _name, _effort: [FIRST_BYTE],
+        figures=first_byte,
+        alone=(DIRECT,),
+        group="one by one",
+    ),
+    Scenario(
+        name="delta-latency",
+        subjects=SUBJECTS,
+        columns=(
+            Column("p50 ms", "late_p50", 2),
+            Column("added p50 ms", "late_p50", 3, minus=DIRECT),
+            Column("p99 ms", "late_p99", 2),
+            Column("added p99 ms", "late_p99", 2, minus=DIRECT),
+            Column("us CPU a delta", "us", 1, spread=True),
+            Column("x copy", "us", 2, per="copy"),
         ),
-        Scenario(
-            name="port-shape",
-            subjects=SHAPE_SUBJECTS,
-            columns=(
-                Column("us per delta, 40k/s", "us", 1, spread=True),
-                Column("x copy", "us", 2, per="copy"),
-                Column("core used", "use", 2),
-                Column("40k/s in fours", "burst_us", 1, spread=True),
-                Column("1k/s", "low_us", 1, spread=True),
-                Column("x copy", "low_us", 2, per="copy"),
-            ),
-            plans=lambda _name, effort: [offer.plan(effort) for offer in _SHAPE_OFFERS.values()],
-            figures=_port_shape,
+        plans=lambda _name, effort: [LOW_RATE.plan(effort)],
+        figures=lambda bed: window(bed, LOW_RATE),
+        alone=(DIRECT,),
+        group="one by one",
+    ),
+    Scenario(
+        name="requests",
+        subjects=SUBJECTS,
+        columns=(
+            Column("invocations/s", "rate", 0),
+            Column("core used", "use", 2),
+            Column("ms CPU an invocation", "ms", 3, spread=True),
+            Column("x copy", "ms", 1, per="copy"),
+            *_CLIENT_COLUMNS,
         ),
-    )
-}
-
-
-def measure(
-    scenario: Scenario, chosen: Sequence[str], runs: int, effort: Effort, say: Callable[[str], None]
-) -> list[Row]:
-    """Measure the chosen subjects `runs` times, round robin; a subject that fails has a reason instead."""
-    rows = {name: Row(name) for name in (*scenario.alone, *chosen)}
-    for run in range(runs):
-        for row in rows.values():
-            if row.reason is not None:
-                continue
-            say(f"{scenario.name}: {row.name}, run {run + 1} of {runs}")
-            try:
-                row.runs.append(_measure_once(scenario, row.name, effort))
-            except SubjectMissing as missing:
-                row.reason = str(missing)
-            except SubjectFailed as failure:
-                row.reason, row.failed = f"failed: {failure}", True
-    return list(rows.values())
-
-
-def _measure_once(scenario: Scenario, name: str, effort: Effort) -> Figures:
-    with Processes() as processes:
-        upstream = start_upstream(processes)
-        start = scenario.subjects.get(name)
-        plans = [_WARM_UP, *scenario.plans(name, effort)]
-        running = start(processes, upstream.port, plans) if start is not None else upstream
-        bed = Bed(processes, upstream, running, name, effort)
-        bed.load(_WARM_UP, requests=_WARM_UP_REQUESTS, limit_s=30.0)
-        return scenario.figures(bed)
+        plans=lambda _name, _effort: [ONE_DELTA],
+        figures=requests,
+        alone=(DIRECT,),
+        group="one by one",
+    ),
+    Scenario(
+        name="backlog",
+        subjects=SUBJECTS,
+        columns=(
+            Column("deltas/s", "served", 0),
+            Column("core used", "use", 2),
+            Column("us CPU a delta", "us", 2, spread=True),
+            Column("x copy", "us", 2, per="copy"),
+        ),
+        plans=lambda _name, _effort: [BACKLOG],
+        figures=backlog,
+        alone=(DIRECT,),
+        group="one by one",
+    ),
+    Scenario(
+        name="saturation",
+        subjects=SUBJECTS,
+        columns=(*_USE_COLUMNS, *_CLIENT_COLUMNS),
+        plans=lambda name, effort: [saturating(name).plan(effort)],
+        figures=lambda bed: window(bed, saturating(bed.name)),
+        alone=(DIRECT, BEYOND),
+        group="one by one",
+    ),
+    Scenario(
+        name="tls",
+        subjects=OURS,
+        columns=_USE_COLUMNS,
+        plans=lambda name, effort: [saturating(name, _TLS_STREAMS).plan(effort)],
+        figures=lambda bed: window(bed, saturating(bed.name, _TLS_STREAMS)),
+        tls=True,
+        once=("nginx", "obvious"),
+        quick=("copy", HEADRACE),
+    ),
+    Scenario(
+        name="idle",
+        subjects=SUBJECTS,
+        columns=_IDLE_COLUMNS,
+        plans=lambda _name, _effort: [SILENT],
+        figures=lambda bed: idle(bed, 2_000),
+        once=tuple(name for name in SUBJECTS if name not in ("copy", HEADRACE)),
+        quick=("copy", "nginx", HEADRACE, "obvious", LITELLM),
+    ),
+    Scenario(
+        name="idle-8000",
+        subjects=_only("copy", HEADRACE),
+        columns=_IDLE_COLUMNS,
+        plans=lambda _name, _effort: [SILENT],
+        figures=lambda bed: idle(bed, 8_000),
+        once=("copy",),
+        quick=(),
+    ),
+    Scenario(
+        name="idle-tls",
+        subjects=_only("copy", HEADRACE),
+        columns=_IDLE_COLUMNS,
+        plans=lambda _name, _effort: [SILENT],
+        figures=lambda bed: idle(bed, 2_000),
+        tls=True,
+        once=("copy",),
+        quick=(),
+    ),
+    Scenario(
+        name="slow-readers",
+        subjects=_only("copy", HEADRACE, "obvious"),
+        columns=(
+            Column("MB a stalled reader", "mb", 2, spread=True),
+            Column("the others: p50 ms", "late_p50", 2),
+            Column("p99 ms", "late_p99", 1),
+            Column("core used", "use", 2),
+        ),
+        plans=lambda _name, effort: [LOW_RATE.plan(twice_as_long(effort)), STALLED],
+        figures=slow_readers,
+        once=("copy", "obvious"),
+        quick=(),
+    ),
+    Scenario(
+        name="disconnect-storm",
+        subjects=_only("copy", HEADRACE, "obvious", "smg"),
+        columns=(
+            Column("hang up at once", "streams", 0),
+            Column("another caller: first byte p50 ms", "asked_p50", 2),
+            Column("longest ms", "asked_max", 0),
+            Column("CPU s in 3 s", "cpu_s", 2),
+            Column("KB left a stream", "kb", 1),
+            Column("upstream calls left", "under_way", 0),
+        ),
+        plans=lambda _name, _effort: [SILENT, ONE_DELTA],
+        figures=disconnect_storm,
+        once=("copy", "obvious", "smg"),
+        quick=(HEADRACE,),
+    ),
+    Scenario(
+        name="long-answer",
+        subjects=_only("copy", HEADRACE, "smg"),
+        columns=(
+            Column("us a delta, answer of 200,000", "us", 2, spread=True),
+            Column("answers of 2,000", "short_us", 2),
+            Column("ratio", "flat", 2, spread=True),
+            Column("s", "s", 1),
+            Column("MB more after it", "mb", 1),
+        ),
+        plans=lambda _name, _effort: [LONG, SHORT],
+        figures=long_answer,
+        group="flat",
+        quick=(HEADRACE,),
+    ),
+    Scenario(
+        name="many-streams",
+        subjects=_only("copy", HEADRACE),
+        columns=(
+            *(Column(f"us a delta, {n:,} silent streams beside", f"beside_{n}", 1) for n in MANY),
+            Column("ratio", "flat", 2, spread=True),
+        ),
+        plans=lambda _name, effort: [BUSY.plan(effort), SILENT],
+        figures=many_streams,
+        group="flat",
+        once=("copy",),
+        quick=(),
+    ),
+    Scenario(
+        name="store",
+        subjects={HEADRACE: start_headrace, DYNAMODB: start_headrace_on_dynamodb},
+        columns=(
+            Column("invocations/s", "rate", 0),
+            Column("ms CPU an invocation", "ms", 3, spread=True),
+            Column("20,000 deltas/s offered: served", "served", 0),
+            Column("us CPU a delta", "us", 1, spread=True),
+            Column("of the event loop", "us_main", 1),
+            Column("of other threads", "us_threads", 1),
+            Column("event loop, less SQLite's", "us_main", 1, minus=HEADRACE),
+        ),
+        plans=lambda _name, effort: [ONE_DELTA, STORE.plan(effort)],
+        figures=store,
+        quick=(),
+    ),
+    Scenario(
+        name="token",
+        subjects={},
+        columns=(
+            Column("first sight us", "first_us", 1, spread=True),
+            Column("verified us", "verified_us", 2),
+        ),
+        plans=lambda _name, _effort: [],
+        figures=token,
+        alone=(HEADRACE,),
+    ),
+    Scenario(
+        name="soak",
+        subjects=_only(HEADRACE),
+        columns=(
+            Column("invocations", "invocations", 0),
+            Column("invocations/s", "rate", 0),
+            Column("MB after a tenth", "start_mb", 1),
+            Column("at the end", "end_mb", 1),
+            Column("highest", "peak_mb", 1),
+            Column("bytes an invocation", "bytes", 1),
+        ),
+        plans=lambda _name, _effort: [ONE_DELTA],
+        figures=soak,
+        default=False,
+    ),
+    Scenario(
+        name="port-shape",
+        subjects=SHAPE_SUBJECTS,
+        columns=(
+            Column("us a delta, 40k/s", "us", 1, spread=True),
+            Column("x copy", "us", 2, per="copy"),
+            Column("core used", "use", 2),
+            Column("40k/s in fours", "burst_us", 1, spread=True),
+            Column("1k/s", "low_us", 1, spread=True),
+            Column("x copy", "low_us", 2, per="copy"),
+        ),
+        plans=lambda _name, effort: [offer.plan(effort) for offer in SHAPE_OFFERS.values()],
+        figures=port_shape,
+        default=False,
+    ),
+)
+SCENARIOS = {scenario.name: scenario for scenario in _ALL}

@@ -1,9 +1,9 @@
 """What is measured: each subject as a function that starts it in front of the upstream and says how to ask
 it.
 
-`scenarios` starts one subject at a time. All of them answer one plan with the same deltas: Headrace and the
+`measuring` starts one subject at a time. All of them answer one plan with the same deltas: Headrace and the
 obvious loop from event-stream frames, the copying ones (direct, copy, nginx) by passing on the SSE that the
-upstream writes for them.
+upstream writes for them. Gateways that others make are in `peers`.
 
     direct     no subject: the client asks the upstream; the base of added times, and the bench's own limit
     copy       `copier`: raw uvloop, bytes in, bytes out: the floor in Python
@@ -16,28 +16,70 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from bench.certificates import certify
+from bench.loads import Asking
 from bench.port_shape import SHAPES
-from bench.processes import LOAD_CORE, Processes, free_port
-from bench.script import Plan
-
-DELTA_MARK = 'data: {"contentBlockDelta"'
-"""Begins each delta in every subject's answer."""
+from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
+from bench.script import DELTA_MARK, Plan
+from local.dynamodb import DynamoDbLocal, EmulatorDied
+from local.emulators import EmulatorMissing
+from service.stores.dynamodb_tables import INVOCATIONS, USAGE
 
 _AUDIENCE = "headrace-local"
-_AWS = {
+_USERS = 64
+"""Callers are told apart, as they would be: on DynamoDB each has an account of its own."""
+AWS = {
     "AWS_REGION": "us-east-1",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "bench",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+_PROMPT = "Describe the river between the weir and the turbine."
 
 
 class SubjectMissing(Exception):
     """The subject isn't installed; says how to install it."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The fake upstream: where it listens, and what to trust if it speaks TLS."""
+
+    pid: int
+    port: int
+    trusted: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self.trusted is None else 'https'}://127.0.0.1:{self.port}"
+
+    @property
+    def under_way(self) -> int:
+        """How many answers it is giving."""
+        with closing(urllib.request.urlopen(f"{self.url}/open", timeout=10)) as answer:  # noqa: S310 - ours
+            found: dict[str, int] = json.load(answer)
+        return found["open"]
+
+
+def _prompt_body(_plan: Plan) -> dict[str, Any]:
+    return {"prompt": _PROMPT}
+
+
+def chat_body(plan: Plan) -> dict[str, Any]:
+    """A plan as OpenAI's API asks for it."""
+    return {
+        "model": plan.model_id,
+        "messages": [{"role": "user", "content": _PROMPT}],
+        "max_tokens": max(plan.deltas, 1024),
+        "stream": True,
+    }
 
 
 @dataclass(frozen=True)
@@ -48,37 +90,50 @@ class Running:
     port: int
     path: Callable[[Plan], str]
     end_mark: str = '{"metadata"'
-    headers: str = ""
+    headers: Sequence[str] = ("",)
+    """Sets of headers that requests have in turn."""
+    body: Callable[[Plan], dict[str, Any]] = _prompt_body
 
-    def request(self, plan: Plan) -> str:
-        """The bytes of a request for a plan, as latin-1 text."""
-        body = json.dumps({"prompt": "Describe the river between the weir and the turbine."})
-        return (
+    def asking(self, plan: Plan) -> Asking:
+        """How to ask for a plan, as latin-1 text, and what is a right answer."""
+        body = json.dumps(self.body(plan))
+        requests = [
             f"POST {self.path(plan)} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nAccept: text/event-stream\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{self.headers}\r\n{body}"
-        )
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n{body}"
+            for headers in self.headers
+        ]
+        return Asking(requests, DELTA_MARK, self.end_mark, plan.deltas)
 
 
-Start = Callable[[Processes, int, Sequence[Plan]], Running]
-"""Starts a subject in front of the upstream's port, able to answer these plans."""
+Start = Callable[[Processes, Upstream, Sequence[Plan]], Running]
+"""Starts a subject in front of the upstream, able to answer these plans."""
 
 
-def start_upstream(processes: Processes) -> Running:
-    """Start the fake upstream on the client's core; as a subject, it is `direct`."""
+def start_upstream(processes: Processes, *, tls: bool = False) -> Upstream:
+    """Start the fake upstream on the client's core."""
     port = free_port()
-    pid = processes.python("bench.upstream", "--port", str(port), port=port, core=LOAD_CORE)
-    return Running(pid, port, _sse_path)
+    arguments = ["bench.upstream", "--port", str(port)]
+    certificate = certify(processes.folder) if tls else None
+    if certificate is not None:
+        arguments += ["--certificate", str(certificate.server)]
+    pid = processes.python(*arguments, port=port, core=LOAD_CORE)
+    return Upstream(pid, port, certificate.trusted if certificate is not None else None)
 
 
-def start_copy(processes: Processes, upstream_port: int, _plans: Sequence[Plan]) -> Running:
+def direct(upstream: Upstream) -> Running:
+    """The upstream itself as a subject."""
+    return Running(upstream.pid, upstream.port, _sse_path)
+
+
+def start_copy(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) -> Running:
     port = free_port()
-    pid = processes.python(
-        "bench.copier", "--port", str(port), "--upstream-port", str(upstream_port), port=port
-    )
-    return Running(pid, port, _sse_path)
+    arguments = ["bench.copier", "--port", str(port), "--upstream-port", str(upstream.port)]
+    if upstream.trusted is not None:
+        arguments += ["--trusted", str(upstream.trusted)]
+    return Running(processes.python(*arguments, port=port), port, _sse_path)
 
 
-def start_nginx(processes: Processes, upstream_port: int, _plans: Sequence[Plan]) -> Running:
+def start_nginx(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) -> Running:
     """Start nginx with a configuration and temporary files of its own.
 
     Raises:
@@ -96,14 +151,15 @@ def start_nginx(processes: Processes, upstream_port: int, _plans: Sequence[Plan]
     settings = folder / "nginx.conf"
     settings.write_text(
         f"""daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 20000; }}
 http {{
 access_log off; keepalive_requests 1000000; {temporary}
-upstream bedrock {{ server 127.0.0.1:{upstream_port}; keepalive 1024; keepalive_requests 1000000; }}
+upstream bedrock {{ server 127.0.0.1:{upstream.port}; keepalive 1024; keepalive_requests 1000000; }}
 server {{
 listen 127.0.0.1:{port} backlog=4096;
 location / {{
-proxy_pass http://bedrock; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+proxy_pass {upstream.url.partition(":")[0]}://bedrock; proxy_http_version 1.1; proxy_set_header Connection "";
+proxy_buffering off; proxy_read_timeout 900;
 }} }} }}
 """
     )
@@ -115,50 +171,83 @@ proxy_pass http://bedrock; proxy_http_version 1.1; proxy_set_header Connection "
     return Running(pid, port, _sse_path)
 
 
-def start_obvious(processes: Processes, upstream_port: int, _plans: Sequence[Plan]) -> Running:
+def start_obvious(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) -> Running:
     port = free_port()
-    environ = {**_AWS, "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{upstream_port}"}
+    environ = _bedrock(upstream)
     pid = processes.python("bench.obvious", "--port", str(port), port=port, environ=environ)
     return Running(pid, port, _runtime_path)
 
 
-def start_headrace(processes: Processes, upstream_port: int, plans: Sequence[Plan]) -> Running:
+def start_headrace(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """Start the issuer beside the client, then the service: a runtime a plan, limits out of reach."""
+    store = {"HEADRACE_STORE": f"sqlite:{processes.folder / 'headrace.sqlite'}"}
+    return _start_service(processes, upstream, plans, store)
+
+
+def start_headrace_in_memory(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same with a store that no disk has to wait for."""
+    return _start_service(processes, upstream, plans, {"HEADRACE_STORE": "sqlite::memory:"})
+
+
+def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same on DynamoDB Local, which runs on the client's core.
+
+    Raises:
+        SubjectMissing: The emulator can't run here.
+    """
+    try:
+        emulator = processes.enter(DynamoDbLocal(processes.folder), core=LOAD_CORE)
+    except EmulatorMissing as missing:
+        raise SubjectMissing(str(missing)) from missing
+    except EmulatorDied as died:
+        raise SubjectFailed(str(died)) from died
+    emulator.create_tables(USAGE.definition("usage"), INVOCATIONS.definition("invocations"))
+    store = {
+        "HEADRACE_STORE": "dynamodb",
+        USAGE.setting: "usage",
+        INVOCATIONS.setting: "invocations",
+        "AWS_ENDPOINT_URL_DYNAMODB": emulator.url,
+    }
+    return _start_service(processes, upstream, plans, store)
+
+
+def _start_service(
+    processes: Processes, upstream: Upstream, plans: Sequence[Plan], store: Mapping[str, str]
+) -> Running:
     issuer_port, port = free_port(), free_port()
     issuer = f"http://127.0.0.1:{issuer_port}"
     processes.python("local.issuer", "--port", str(issuer_port), port=issuer_port, core=LOAD_CORE)
     catalog = processes.folder / "headrace.toml"
     catalog.write_text(_catalog(plans))
     environ = {
-        **_AWS,
-        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{upstream_port}",
+        **_bedrock(upstream),
         "HEADRACE_HOST": "127.0.0.1",
         "HEADRACE_PORT": str(port),
         "HEADRACE_CATALOG": str(catalog),
         "HEADRACE_ISSUER": f"{issuer}/local_pool",
         "HEADRACE_AUDIENCES": _AUDIENCE,
-        "HEADRACE_STORE": f"sqlite:{processes.folder / 'headrace.sqlite'}",
+        **store,
     }
     pid = processes.python("service", port=port, environ=environ)
-    token = _id_token(f"{issuer}/token")
-    headers = f"Authorization: Bearer {token}\r\n"
+    tokens = [_id_token(f"{issuer}/token", f"user-{number}") for number in range(_USERS)]
+    headers = [f"Authorization: Bearer {token}\r\n" for token in tokens]
     return Running(pid, port, _runtime_path, end_mark='{"invocationCompleted"', headers=headers)
 
 
 def start_shape(shape: str) -> Start:
     """The `Start` of one of port-shape's apps, which take Bedrock's path themselves."""
 
-    def start(processes: Processes, upstream_port: int, _plans: Sequence[Plan]) -> Running:
+    def start(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) -> Running:
         port = free_port()
         pid = processes.python(
-            "bench.port_shape", shape, "--port", str(port), "--upstream-port", str(upstream_port), port=port
+            "bench.port_shape", shape, "--port", str(port), "--upstream-port", str(upstream.port), port=port
         )
         return Running(pid, port, lambda plan: f"/model/{plan.model_id}/converse-stream")
 
     return start
 
 
-SUBJECTS: dict[str, Start] = {
+OURS: dict[str, Start] = {
     "copy": start_copy,
     "nginx": start_nginx,
     "headrace": start_headrace,
@@ -170,6 +259,11 @@ SHAPE_SUBJECTS: dict[str, Start] = {"copy": start_copy} | {shape: start_shape(sh
 def nginx_path() -> str | None:
     """Where nginx is; Debian keeps it off an ordinary user's PATH."""
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+def _bedrock(upstream: Upstream) -> dict[str, str]:
+    trusted = {} if upstream.trusted is None else {"AWS_CA_BUNDLE": str(upstream.trusted)}
+    return {**AWS, **trusted, "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": upstream.url}
 
 
 def _sse_path(plan: Plan) -> str:
@@ -184,7 +278,7 @@ def _catalog(plans: Sequence[Plan]) -> str:
     runtimes = "".join(
         f'[runtimes.{plan.model_id}]\nkind = "converse"\nmodel = "bedrock/{plan.model_id}"\n'
         f"max_output_tokens = {max(plan.deltas, 1024)}\n"
-        for plan in plans
+        for plan in dict.fromkeys(plans)
     )
     return f"""[service]
 running_invocations = 100_000
@@ -201,8 +295,8 @@ invocation_tokens = 1_000_000_000
 """
 
 
-def _id_token(url: str) -> str:
-    body = json.dumps({"user": "bench", "groups": ["bench"], "token_use": "id"}).encode()
+def _id_token(url: str, user: str) -> str:
+    body = json.dumps({"user": user, "groups": ["bench"], "token_use": "id"}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, body, headers)  # noqa: S310 - our own loopback URL
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own loopback URL
