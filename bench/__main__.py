@@ -67,6 +67,7 @@ def _prepare() -> str | None:
     if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
         return f"the bench needs {_OPEN_FILES} open files, the limit is {hard} (`ulimit -Hn`)"
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _OPEN_FILES), hard))
+    os.environ["NO_PROXY"] = "127.0.0.1"
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return None
 

@@ -1,8 +1,9 @@
 """Gateways that others make, each from its public package in an environment of its own under `.bench/`.
 
 `make bench` installs them, pinned and hashed (requirements/litellm.txt, requirements/smg.txt,
-requirements/portkey/); one that is not there is a row that says so. They get no database and no
-telemetry, one worker each, and no log line a request: what they do for a delta, and nothing else.
+requirements/portkey/); one that is not there is a row that says so. They see nothing of our
+environment, and get no database, no telemetry, one worker each and no log line a request: what they do for a
+delta, and nothing else.
 
     litellm   LiteLLM's proxy: Bedrock in, chat/completions out
     portkey   Portkey's gateway, on Node: Bedrock in, chat/completions out
@@ -13,7 +14,6 @@ https://github.com/lightseekorg/smg
 """
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def start_litellm(processes: Processes, upstream: Upstream, plans: Sequence[Plan
     }
     command = [program, "--config", str(settings), "--host", "127.0.0.1", "--port", str(port)]
     pid = processes.start(
-        [*command, "--num_workers", "1", "--telemetry", "False"], port=port, environ=environ
+        [*command, "--num_workers", "1", "--telemetry", "False"], port=port, environ=environ, foreign=True
     )
     headers = (f"Authorization: Bearer {key}\r\n",)
     return Running(pid, port, lambda _: _CHAT_PATH, end_mark=_CHAT_END, headers=headers, body=chat_body)
@@ -90,7 +90,7 @@ def start_portkey(processes: Processes, upstream: Upstream, _plans: Sequence[Pla
         raise SubjectMissing("portkey is not in .bench/portkey: `make bench` installs it where Node is")
     port = free_port()
     command = [node, "--require", str(_LOOPBACK), str(program), f"--port={port}", "--headless"]
-    pid = processes.start(command, port=port, environ={"NODE_ENV": "production"})
+    pid = processes.start(command, port=port, environ={"NODE_ENV": "production"}, foreign=True)
     headers = "".join(
         f"{name}: {value}\r\n"
         for name, value in {
@@ -117,7 +117,7 @@ def start_smg(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) 
         *("--max-concurrent-requests", "100000", "--queue-size", "100000"),  # it would refuse idle streams
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
     ]
-    pid = processes.start(command, port=port, environ={"HOME": str(processes.folder), "PATH": os.defpath})
+    pid = processes.start(command, port=port, foreign=True)
     return Running(
         pid,
         port,

@@ -83,15 +83,19 @@ class Processes:
         port: int,
         core: int = SUBJECT_CORE,
         environ: Mapping[str, str] | None = None,
+        foreign: bool = False,
     ) -> int:
         """Start a server on a core, wait until it listens on `port`, and return its process id.
+
+        One that is `foreign` sees nothing of our environment but where programs are, and has no home.
 
         Raises:
             SubjectFailed: It ended or did not listen in time; says what it wrote last.
         """
         log = self.folder / f"{len(self._running)}.log"
         with log.open("wb") as written:
-            process = self._spawn(arguments, core, environ or {}, subprocess.DEVNULL, written)
+            given = {**(self._bare if foreign else _ENVIRON), **(environ or {})}
+            process = self._spawn(arguments, core, given, subprocess.DEVNULL, written)
         deadline = time.monotonic() + _START_LIMIT_S
         while process.poll() is None and time.monotonic() < deadline:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -112,7 +116,9 @@ class Processes:
         Raises:
             SubjectFailed: It failed or took longer than its limit.
         """
-        process = self._spawn([sys.executable, "-m", module], core, {}, subprocess.PIPE, subprocess.PIPE)
+        process = self._spawn(
+            [sys.executable, "-m", module], core, _ENVIRON, subprocess.PIPE, subprocess.PIPE
+        )
         try:
             written, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired as exc:
@@ -128,7 +134,7 @@ class Processes:
             SubjectFailed: It failed or took longer than its limit.
         """
         command = [sys.executable, "-m", "bench.load"]
-        process = self._spawn(command, LOAD_CORE, {}, subprocess.PIPE, subprocess.PIPE)
+        process = self._spawn(command, LOAD_CORE, _ENVIRON, subprocess.PIPE, subprocess.PIPE)
         try:
             written, _ = process.communicate(json.dumps(asdict(load)).encode(), timeout=load.limit_s + 10)
         except subprocess.TimeoutExpired as exc:
@@ -136,6 +142,10 @@ class Processes:
         if process.returncode != 0:
             raise SubjectFailed(f"the load client did not reach its end within {load.limit_s:g} s")
         return Result(**json.loads(written))
+
+    @property
+    def _bare(self) -> dict[str, str]:
+        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"}
 
     def _spawn(
         self,
@@ -150,7 +160,7 @@ class Processes:
             process = subprocess.Popen(
                 arguments,
                 cwd=_ROOT,
-                env={**_ENVIRON, **environ},
+                env=dict(environ),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.STDOUT if stdin == subprocess.DEVNULL else subprocess.DEVNULL,
