@@ -37,9 +37,8 @@ from local.gateway_pace import Throttle
 from local.gateway_request import Sent, check, header_bytes, mapped, read_body, texts
 from local.gateway_transfer import Line, Transfer
 
-_FIELD_BYTES: Final = (
-    64 * 1024
-)  # of one header: more than API Gateway takes of all, so that our limit decides
+# Of one header: more than API Gateway takes of all, so that its limit decides and not our server's.
+_FIELD_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
 _STOP_S: Final = 1.0
 
