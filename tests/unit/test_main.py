@@ -73,7 +73,7 @@ def test_all_faults_of_settings_and_catalog_are_printed_one_a_line(run: Run) -> 
         ),
         "headrace: HEADRACE_STORE must be dynamodb, sqlite:PATH or sqlite::memory:, not 'redis:'",
         "headrace: HEADRACE_PORT must be a number from 0 to 65535, not 'x'",
-        "headrace: runtimes.writer.kind must be \"converse\", not 'magic'",
+        'headrace: runtimes.writer.kind must be "converse" or "python", not \'magic\'',
         (
             'headrace: runtimes.writer.model must be "UPSTREAM/MODEL ID", such as '
             '"bedrock/us.amazon.nova-lite-v1:0"'
