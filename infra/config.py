@@ -22,7 +22,9 @@ FARGATE_MEMORY_MIB: Final[Mapping[int, range]] = {
     4096: range(8192, 30720 + 1, 1024),
 }
 _REGION: Final = re.compile(r"(af|ap|ca|eu|il|me|mx|sa|us)-[a-z]+-\d", re.ASCII)
-_DOMAIN: Final = re.compile(r"(?=.{4,200}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", re.ASCII)
+# 64 characters, since it is the first name of a certificate:
+# https://docs.aws.amazon.com/acm/latest/APIReference/API_RequestCertificate.html
+_DOMAIN: Final = re.compile(r"(?=.{4,64}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", re.ASCII)
 _ZONE: Final = re.compile(r"Z[A-Z0-9]{1,31}", re.ASCII)
 _CERTIFICATE: Final = re.compile(r"arn:aws:acm:([a-z0-9-]+):\d{12}:certificate/[0-9a-f-]+", re.ASCII)
 _ORIGIN: Final = re.compile(r"https://[a-z0-9.-]+(:\d+)?|http://localhost(:\d+)?", re.ASCII)
@@ -186,7 +188,9 @@ def _place_faults(stage: Stage) -> list[str]:
             f"domain is not set: {stage.name} speaks TLS to its load balancer, which takes a domain"
         )
     if stage.domain and not _DOMAIN.fullmatch(stage.domain):
-        faults.append(f"domain must be a name such as api.example.com, not {stage.domain!r}")
+        faults.append(
+            f"domain must be a name of at most 64 characters such as api.example.com, not {stage.domain!r}"
+        )
     if stage.domain and not stage.hosted_zone_id and not stage.certificate_arn:
         faults.append("domain needs hosted_zone_id (the certificate is made there) or certificate_arn")
     if not stage.domain and (stage.hosted_zone_id or stage.certificate_arn):

@@ -42,7 +42,10 @@ def federations_from(given: Any) -> tuple[Federation, ...]:
     Raises:
         ValueError: What is wrong with the first bad one.
     """
-    parsed = json.loads(given) if isinstance(given, str) else given
+    try:
+        parsed = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        parsed = None
     if not isinstance(parsed, list) or not all(isinstance(entry, dict) for entry in parsed):
         raise ValueError("must be a JSON list of objects with a kind each")
     found = tuple(_provider(entry) for entry in parsed)

@@ -84,7 +84,8 @@ class Network(Construct):
         tables = self.vpc.add_gateway_endpoint(
             "DynamoDb", service=ec2.GatewayVpcEndpointAwsService.DYNAMODB, subnets=[self.private]
         )
-        # Layers of the image are in S3: free this way, and by the gigabyte through NAT.
+        # Layers of the image are in S3: free this way, and by the gigabyte through NAT. It has no policy,
+        # since tools may fetch what others have there; the task's role allows it nothing.
         self.vpc.add_gateway_endpoint(
             "S3", service=ec2.GatewayVpcEndpointAwsService.S3, subnets=[self.private]
         )

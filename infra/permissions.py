@@ -19,7 +19,7 @@ from aws_cdk import aws_kms as kms
 
 from infra.models import grants_of
 
-# What the service calls, and docs/operations.md lists. Nobody needs Scan.
+# What the service calls, and docs/operations.md lists; of the indexes it only reads. Nobody needs Scan.
 TABLE_ACTIONS: Final = (
     "dynamodb:BatchGetItem",
     "dynamodb:BatchWriteItem",
@@ -32,6 +32,7 @@ TABLE_ACTIONS: Final = (
     "dynamodb:UpdateItem",
 )
 INDEXES: Final = ("held", "listed")
+INDEX_ACTION: Final = "dynamodb:Query"
 MODEL_ACTION: Final = "bedrock:InvokeModelWithResponseStream"  # what ConverseStream asks for
 GUARDRAIL_ACTION: Final = "bedrock:ApplyGuardrail"  # what ConverseStream asks for besides, with a guardrail
 SECRET_ACTION: Final = "secretsmanager:GetSecretValue"  # noqa: S105 (an action's name)
@@ -64,9 +65,8 @@ def use_tables(usage: dynamodb.ITableV2, invocations: dynamodb.ITableV2) -> list
     """Allow what the store does with its two tables and their indexes."""
     indexes = [f"{invocations.table_arn}/index/{index}" for index in INDEXES]
     return [
-        iam.PolicyStatement(
-            actions=[*TABLE_ACTIONS], resources=[usage.table_arn, invocations.table_arn, *indexes]
-        )
+        iam.PolicyStatement(actions=[*TABLE_ACTIONS], resources=[usage.table_arn, invocations.table_arn]),
+        iam.PolicyStatement(actions=[INDEX_ACTION], resources=indexes),
     ]
 
 

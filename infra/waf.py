@@ -11,6 +11,7 @@ https://docs.aws.amazon.com/waf/latest/developerguide/web-acl-setting-body-inspe
 
 from typing import Final
 
+import aws_cdk as cdk
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
@@ -87,7 +88,16 @@ class Waf(Construct):
             self,
             "Logging",
             resource_arn=self.acl.attr_arn,
-            log_destination_configs=[logs.log_group_arn],
+            # The attribute of a log group ends with `:*`; what WAF documents does not:
+            # https://docs.aws.amazon.com/waf/latest/developerguide/logging-cw-logs.html
+            log_destination_configs=[
+                cdk.Stack.of(self).format_arn(
+                    service="logs",
+                    resource="log-group",
+                    resource_name=logs.log_group_name,
+                    arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME,
+                )
+            ],
             redacted_fields=[
                 waf.CfnLoggingConfiguration.FieldToMatchProperty(single_header={"Name": name})
                 for name in ("authorization", "cookie")

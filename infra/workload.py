@@ -145,7 +145,9 @@ class Workload(Construct):
             idle_timeout=cdk.Duration.seconds(timeouts.ALB_IDLE_S),
             client_keep_alive=cdk.Duration.seconds(timeouts.ALB_CLIENT_KEEP_ALIVE_S),
             drop_invalid_header_fields=True,
-            desync_mitigation_mode=elb.DesyncMitigationMode.STRICTEST,
+            # The strictest refuses what is odd and harmless, too, such as a GET with `Content-Length: 0`: how
+            # API Gateway writes its requests is not documented, and nobody else is let in.
+            desync_mitigation_mode=elb.DesyncMitigationMode.DEFENSIVE,
         )
         listener = balancer.add_listener(
             "Listener",
@@ -219,7 +221,9 @@ class Workload(Construct):
         """Scale by streams a task, and by CPU.
 
         A stream is a connection on either side of the balancer, so half of its connections are the streams:
-        no metric of our own, and a little more than there are, since idle ones are kept.
+        no metric of our own, and a little more than there are, since idle ones are kept. Without a connection
+        there is no datapoint, and without a zero in its place no policy would ever scale in:
+        https://docs.aws.amazon.com/elasticloadbalancing/latest/application/load-balancer-cloudwatch-metrics.html
         """
         tasks = self.service.auto_scale_task_count(min_capacity=stage.min_tasks, max_capacity=stage.max_tasks)
         slowly = cdk.Duration.minutes(15)  # a task that leaves makes its readers reconnect
@@ -263,7 +267,7 @@ class Workload(Construct):
                             ),
                             return_data=False,
                         ),
-                        metric(id="streams", expression="connections / 2 / tasks", return_data=True),
+                        metric(id="streams", expression="FILL(connections, 0) / 2 / tasks", return_data=True),
                     ]
                 ),
             ),

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
+from service.errors import log_fields_of
 from service.watchdog import Watchdog, Watched
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class AgentLoop:
     def __init__(self, name: str, *, close_s: float = CLOSE_S) -> None:
         self.name = name
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(self._on_fault)
         self._close_s = close_s
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"agents-{name}", daemon=True)
@@ -46,10 +48,19 @@ class AgentLoop:
         while not self._closing:
             try:
                 self.loop.run_forever()
-            except BaseException:  # SystemExit of a task leaves the loop: it ends nobody else's agents
-                logger.exception("an agent's task tried to end its thread", extra={"runtime_id": self.name})
+            except BaseException as error:  # noqa: BLE001  a task's SystemExit ends nobody else's agents
+                fields = {"runtime_id": self.name, **log_fields_of(error)}
+                logger.error("an agent's task tried to end its thread", extra=fields)  # noqa: TRY400
         self.loop.run_until_complete(self._end_tasks())
         self.loop.close()
+
+    def _on_fault(self, _: asyncio.AbstractEventLoop, fault: dict[str, Any]) -> None:
+        """Log what a task of an author's left behind; asyncio would quote what its exception says."""
+        error = fault.get("exception")
+        fields = {} if error is None else log_fields_of(error)
+        logger.error(
+            "an agent's task failed", extra={"runtime_id": self.name, "fault": fault["message"], **fields}
+        )
 
     async def aclose(self) -> None:
         """End what runs in it, and the thread, as far as it lets itself be ended."""

@@ -1,5 +1,5 @@
 """The `headrace` command line: get a token, invoke a runtime, follow, show, list, cancel and resume
-invocations, show usage; for operators, deny principals and override limits.
+invocations, show usage, check a deployment; for operators, deny principals and override limits.
 
 The console script. It talks HTTP only: calls `client`, `client_*` and its own `cli_*`. Of the rest of the
 service it imports `operate`, and that for the commands of operators alone, which go to the store.
@@ -24,6 +24,7 @@ from service.cli_access import Call, Misuse, back_off, find_invocation, issue_lo
 from service.cli_arguments import again, arguments
 from service.cli_exits import Exit
 from service.cli_screen import Screen
+from service.cli_smoke import smoke
 from service.cli_stream import follow, invoke
 from service.cli_text import list_rows, record_rows, refusal_lines, usage_rows
 from service.client import ClientError, Pacing, Refused, Unreachable, invocation_path
@@ -171,6 +172,7 @@ _COMMANDS: Final[dict[str, Callable[[Call], Exit]]] = {
     "resume": _resume,
     "list": _list,
     "usage": _usage,
+    "smoke": smoke,
     **dict.fromkeys(("deny", "allow", "denied", "limit"), _operate),
 }
 

@@ -1,9 +1,9 @@
 """Where the `headrace` command sends its requests, with whose token, and which invocation it means.
 
-Called by `cli` and `cli_stream`; calls `client`. Without `--url` it is the stack that `make run` started
-here, and the token comes from that stack's issuer, a fresh one when it has expired. Elsewhere it comes from a
-file (read again when it has expired) or from stdin, never from an argument, which every process can read.
-Tokens of the local issuer go to loopback only.
+Called by `cli`, `cli_stream` and `cli_smoke`; calls `client`. Without `--url` it is the stack that `make run`
+started here, and the token comes from that stack's issuer, a fresh one when it has expired. Elsewhere it
+comes from a file (read again when it has expired) or from stdin, never from an argument, which every process
+can read. Tokens of the local issuer go to loopback only.
 
     .local/stack.json    {"url": "http://127.0.0.1:8080", "token_url": "http://127.0.0.1:8090/token"}
 """
@@ -104,6 +104,16 @@ def issue_local_token(call: Call, use: str) -> str:
     return _issue(call, str(token_url), use)
 
 
+def another_token(call: Call, endpoint: Endpoint) -> str | None:
+    """Get an ID token of another user: from the given file, or the local stack; None if there is neither."""
+    args = call.args
+    if args.other_token_file:
+        return _checked(_read(args.other_token_file), str(args.other_token_file))
+    is_given = args.token_file or args.token_stdin or urlsplit(endpoint.url).hostname not in LOOPBACK
+    token_url = None if is_given else _local_stack().get("token_url")
+    return _issue(call, token_url, "id", user=f"{args.user}-another") if token_url else None
+
+
 def read_stdin() -> str:
     """Return all of stdin."""
     try:
@@ -137,8 +147,8 @@ def _token_source(call: Call, token_url: str | None) -> Callable[[], str]:
     raise Misuse("no local stack runs here: start one with `make run`, or give --url and --token-file")
 
 
-def _issue(call: Call, token_url: str, use: str) -> str:
-    wanted = {"user": call.args.user, "groups": call.args.group, "token_use": use}
+def _issue(call: Call, token_url: str, use: str, *, user: str | None = None) -> str:
+    wanted = {"user": user or call.args.user, "groups": call.args.group, "token_use": use}
     headers = {"Content-Type": "application/json"}
     body = json.dumps(wanted).encode()
     with exchange(token_url, call.pacing, method="POST", headers=headers, body=body) as answer:

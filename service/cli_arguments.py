@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from service.client_stream import EventId
 
 LOCAL_USER: Final = "demo"
+SMOKE_PROMPT: Final = "Explain in ten long paragraphs how rivers form, and why they meander."
 
 
 class Reference(NamedTuple):
@@ -37,7 +38,7 @@ class Reference(NamedTuple):
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of all commands; `command` is the name of the chosen one."""
-    caller, remote, lasting, stream, named = _shared()
+    caller, signed, remote, lasting, stream, named = _shared()
     parser = argparse.ArgumentParser(
         prog="headrace", description="Submit jobs to AI agents and read their answers."
     )
@@ -71,8 +72,27 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--before", type=_word, metavar="ID", help="only those older than this one")
 
     commands.add_parser("usage", parents=[remote], help="print what you have used and have left")
+    help_text = "check a deployment from outside: refusals, streaming, resume, usage, cancel"
+    _add_smoke(commands.add_parser("smoke", parents=[signed], help=help_text))
     _add_operators(commands)
     return parser
+
+
+def _add_smoke(command: argparse.ArgumentParser) -> None:
+    """Add what `smoke` may be told."""
+    command.add_argument(
+        "url", nargs="?", metavar="URL", help="the service, with its stage (default: the local stack)"
+    )
+    command.add_argument("--runtime", type=_word, help="the one to invoke (default: the first of yours)")
+    help_text = "asks for an answer that takes seconds (default: ten paragraphs about rivers)"
+    command.add_argument("--prompt", default=SMOKE_PROMPT, metavar="TEXT", help=help_text)
+    help_text = "tokens of output of an answer (%(default)s); there are three"
+    command.add_argument("--max-tokens", type=_count, default=256, metavar="N", help=help_text)
+    help_text = "how long each answer may take (%(default)g)"
+    command.add_argument("--limit", type=_seconds, default=120.0, metavar="S", help=help_text)
+    help_text = "an ID token of another user, who must see nothing of yours"
+    command.add_argument("--other-token-file", type=Path, metavar="FILE", help=help_text)
+    command.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_operators(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -113,17 +133,20 @@ def again(args: argparse.Namespace, *command: str) -> str:
 
 
 def _shared() -> tuple[argparse.ArgumentParser, ...]:
-    """Return the options of a caller, a remote service, a try again, a stream and a named invocation."""
+    """Return the options of a caller, one with a token, a remote service, a try again, a stream and a named
+    invocation."""
     caller = argparse.ArgumentParser(add_help=False)
     caller.add_argument("--user", default=LOCAL_USER, help="who you are on the local stack (%(default)s)")
     caller.add_argument("--group", action="append", default=[], help="a group of that user; may be repeated")
     caller.add_argument("-v", "--verbose", action="store_true", help="progress as plain lines on stderr")
 
-    remote = argparse.ArgumentParser(add_help=False, parents=[caller])
-    remote.add_argument("--url", help="the service, with its stage (default: the local stack)")
-    token = remote.add_mutually_exclusive_group()
+    signed = argparse.ArgumentParser(add_help=False, parents=[caller])
+    token = signed.add_mutually_exclusive_group()
     token.add_argument("--token-file", type=Path, metavar="FILE", help="holds an ID token; read again later")
     token.add_argument("--token-stdin", action="store_true", help="read the ID token from stdin")
+
+    remote = argparse.ArgumentParser(add_help=False, parents=[signed])
+    remote.add_argument("--url", help="the service, with its stage (default: the local stack)")
     remote.add_argument("--json", action="store_true", help="what the service sent, for programs")
 
     lasting = argparse.ArgumentParser(add_help=False)
@@ -137,7 +160,7 @@ def _shared() -> tuple[argparse.ArgumentParser, ...]:
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("invocation", type=Reference.parse, help="inv_..., RUNTIME/inv_... or a record's URL")
     named.add_argument("--runtime", help="the runtime of a bare inv_...")
-    return caller, remote, lasting, stream, named
+    return caller, signed, remote, lasting, stream, named
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ class Exit(IntEnum):
     DONE = 0
     """The invocation completed, or what was asked for was printed or done."""
     FAILED = 1
-    """The invocation failed."""
+    """The invocation failed; of `smoke`, something did not hold."""
     MISUSED = 2
     """A usage error; argparse exits with the same code."""
     REFUSED = 3

@@ -1,7 +1,7 @@
 """The HTTP client behind the `headrace` command: requests with a token, answers and their lines.
 
-Called by `cli`, `client_retry` and `client_stream`; imports nothing of the service and only the standard
-library, so that it is a client of the HTTP contract like any other.
+Called by `cli` and the other parts of `client`; imports nothing of the service and only the standard library,
+so that it is a client of the HTTP contract like any other.
 
 - A request is sent once, and once more with a new token if its own was refused; what may be sent again after
   a break is for `client_retry` to say.
@@ -87,14 +87,19 @@ class Answer:
         except ValueError:
             return None
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield each complete line as it arrives, without its newline; not empty ones, nor a cut last one."""
-        rest = b""
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body as it arrives; a body that is cut ends with `Dropped`."""
         while True:
             with _drops():
                 received = self._response.read1(65536)
             if not received:
                 return
+            yield received
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield each complete line as it arrives, without its newline; not empty ones, nor a cut last one."""
+        rest = b""
+        for received in self.pieces():
             *complete, rest = (rest + received).split(b"\n")
             if len(rest) > MAX_LINE_BYTES:
                 raise Dropped(f"a line of the stream is longer than {MAX_LINE_BYTES} bytes")

@@ -45,9 +45,11 @@ Raised by every module of the service, turned into problem documents (RFC 9457) 
 byte and by `runner` after it. Adapters map foreign exceptions to these by type and code, never by text.
 """
 
+import traceback
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+LOGGED_CAUSES: Final = 5
 PROBLEM_TYPE_PREFIX = "urn:headrace:problem:"
 
 
@@ -304,3 +306,16 @@ class InternalError(InvocationError):
 
 class Fenced(Exception):
     """This attempt lost its invocation to a later one: nothing that it writes counts any more."""
+
+
+def log_fields_of(error: BaseException) -> dict[str, str]:
+    """Return what may be logged of an exception of foreign code: where and of which type, of its causes too.
+
+    What it says may quote a prompt, a tool's arguments, a name of a file that a caller chose.
+    """
+    stacks: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(stacks) < LOGGED_CAUSES:
+        stacks.append(f"{type(cause).__qualname__}\n{''.join(traceback.format_tb(cause.__traceback__))}")
+        cause = cause.__cause__ or cause.__context__
+    return {"error_type": type(error).__qualname__, "stack": "caused by ".join(stacks)}

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -84,8 +84,10 @@ class Paths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            raw_path = scope.get("raw_path") or scope["path"].encode()
-            scope["path"] = route_path(raw_path.decode("latin-1"))
+            raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+            scope["path"] = route_path(raw_path)
+            if LINE in scope and _has_stage(raw_path.split("/")):
+                scope[LINE]["prefixed"] = True
             scope["root_path"] = ""
         await self._app(scope, receive, send)
 
@@ -98,11 +100,15 @@ def route_path(raw_path: str) -> str:
     a runtime as a percent-encoded ARN, whose last part after `/` is the id.
     """
     segments = raw_path.partition("?")[0].split("/")
-    if len(segments) > 2 and segments[1] not in ROOTS and segments[2] in ROOTS:
+    if _has_stage(segments):
         del segments[1]
     if len(segments) > 2 and segments[1] == "runtimes":
         segments[2] = unquote(segments[2]).rpartition("/")[2]
     return "/".join(segments[:3] + [unquote(segment) for segment in segments[3:]])
+
+
+def _has_stage(segments: Sequence[str]) -> bool:
+    return len(segments) > 2 and segments[1] not in ROOTS and segments[2] in ROOTS
 
 
 class BodyLimit:

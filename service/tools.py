@@ -20,7 +20,6 @@ import inspect
 import logging
 import math
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from service.config import ConfigError
+from service.errors import log_fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ MAX_RESULT_BYTES: Final = 100 * 1024
 CANCEL_GRACE_S: Final = 3.0
 _SHOWN_FAULTS: Final = 3
 _SHOWN_CHARACTERS: Final = 200
-_LOGGED_CAUSES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,17 +266,8 @@ def _fields(chosen: Tool, call: ToolCall) -> dict[str, Any]:
 
 
 def _log_failure(chosen: Tool, call: ToolCall, error: Exception) -> None:
-    """Log where it failed: types and stacks of the exception and its causes, without their texts."""
-    stacks: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(stacks) < _LOGGED_CAUSES:
-        stacks.append(f"{type(cause).__qualname__}\n{''.join(traceback.format_tb(cause.__traceback__))}")
-        cause = cause.__cause__ or cause.__context__
-    fields = _fields(chosen, call) | {
-        "error_type": type(error).__qualname__,
-        "stack": "caused by ".join(stacks),
-    }
-    logger.warning("tool failed", extra=fields)
+    """Log where it failed, without what the exception says."""
+    logger.warning("tool failed", extra=_fields(chosen, call) | log_fields_of(error))
 
 
 def _input_faults(validator: Validator, arguments: Any) -> list[str]:

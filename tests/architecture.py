@@ -54,7 +54,7 @@ EDGES: Final[dict[str, set[str]]] = {
     "takeover": {"attempt", "leases", "policies", "runner"},
     "runtimes.converse": {"runtimes.heard", "runtimes.metered", "tools"},
     "runtimes.metered": {"ledger", "runtimes.heard"},
-    "runtimes.python": {"ledger", "runtimes.heard", "runtimes.metered"},
+    "runtimes.python": {"ledger", "runtimes.heard", "runtimes.metered", "watchdog"},
     "agents": {"runtimes.python"},
     "agent_loops": {"watchdog"},
     "runtimes.heard": {"ledger"},

@@ -1,8 +1,9 @@
 """A scripted HTTP server on loopback for the tests of `headrace`: byte for byte, a reply a connection.
 
 One thread, since the client is synchronous. A reply is a list of steps: bytes to send, `HOLD` (send no more,
-wait until the peer hangs up), `RESET` (hang up rudely); after the last step the connection is closed. A reply
-may be a function of the request. `POST /token` is the local issuer: it answers `token-1`, `token-2`, ... and
+wait until the peer hangs up), `RESET` (hang up rudely), a function to call with the connection; after the
+last step the connection is closed. A reply may be a function of the request; `always` is one for all
+requests, instead of a script. `POST /token` is the local issuer: it answers `token-1`, `token-2`, ... and
 takes nothing from the script.
 """
 
@@ -27,7 +28,7 @@ class Step(Enum):
 HOLD: Final = Step.HOLD
 RESET: Final = Step.RESET
 
-Reply = Sequence[bytes | Step]
+Reply = Sequence[bytes | Step | Callable[[socket.socket], None]]
 
 
 class Request(NamedTuple):
@@ -47,10 +48,15 @@ class Request(NamedTuple):
 class CliServer:
     """The server; in a `with` block it listens, and at the block's end the script must have been used up."""
 
-    def __init__(self, *replies: Reply | Callable[[Request], Reply]) -> None:
+    def __init__(
+        self,
+        *replies: Reply | Callable[[Request], Reply],
+        always: Callable[[Request], Reply] | None = None,
+    ) -> None:
         self.requests: list[Request] = []
         self.token_requests: list[Any] = []
         self._replies = list(replies)
+        self._always = always
         self._faults: list[str] = []
         self._is_stopping = False
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -110,13 +116,15 @@ class CliServer:
             connection.sendall(document(tokens)[0])
             return
         self.requests.append(request)
-        if not self._replies:
+        if not self._replies and self._always is None:
             self._faults.append(f"{request.line} is not in the script")
             return
-        reply = self._replies.pop(0)
+        reply = self._always or self._replies.pop(0)
         for step in reply(request) if callable(reply) else reply:
             if isinstance(step, bytes):
                 connection.sendall(step)
+            elif callable(step):
+                step(connection)
             elif step is HOLD:
                 connection.recv(1)
             else:

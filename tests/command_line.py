@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 class CommandLine:
-    """A terminal in an empty folder. `waits_s` are the pauses that commands made."""
+    """A terminal in an empty folder. `waits_s` are the pauses that commands made, `look` tells the time."""
 
     def __init__(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
@@ -34,6 +34,7 @@ class CommandLine:
         self._monkeypatch = monkeypatch
         self._capture = capture
         self._clock = ManualClock()
+        self.look = self._clock.monotonic_s
 
     def use(self, server: CliServer) -> None:
         """Make the server the local stack."""
@@ -42,7 +43,7 @@ class CommandLine:
     def run(self, *argv: str, stdin: bytes = b"", idle_timeout_s: float = LIMIT_S) -> Outcome:
         """Run one command to its end; each pause is as long as it may be."""
         self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        pacing = Pacing(self._clock.monotonic_s, self._sleep, lambda: 1.0, idle_timeout_s)
+        pacing = Pacing(self.look, self._sleep, lambda: 1.0, idle_timeout_s)
         exit_code = main(argv, pacing=pacing)
         return Outcome(exit_code, *self._capture.readouterr())
 

@@ -75,6 +75,10 @@ class ScriptedModel:
         self.requests: list[ModelRequest] = []
         self.cancelled = 0
 
+    def play(self, *calls: Sequence[Step]) -> None:
+        """Answer with other scripts from now on."""
+        self._calls = list(calls)
+
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Play the next script."""
         await request.before_try()

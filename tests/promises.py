@@ -266,6 +266,14 @@ EDGE: Final = {
         "What a runtime asks of its model is sent upstream exactly, and nothing that it does not ask for.",
         _CONFIGURATION,
     ),
+    "image-asks-for-nothing": Promise(
+        "The image serves on a read-only root, without user or capabilities, and has nothing that installs.",
+        _OPERATIONS,
+    ),
+    "smoke-finds-what-is-broken": Promise(
+        "The smoke test succeeds only if all that it asks for was seen to hold, and shows no token.",
+        _OPERATIONS,
+    ),
     "unknown-names-stop-start": Promise(
         "An unknown or bad setting stops the start, with all faults listed.", _CONFIGURATION
     ),

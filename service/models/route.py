@@ -106,7 +106,7 @@ class Route:
                 with candidate.breaker.watch() as watched:
                     return await call.make(candidate, watched)
             except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
-                if is_last or call.has_begun:
+                if call.has_begun:
                     raise
                 given_up = failure
         raise given_up or self._left_alone()

@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from service.config import ConfigError, RuntimeConfig
-from service.errors import AgentFailed, Fenced, HeadraceError, OutcomeUnknown
+from service.errors import AgentFailed, Fenced, HeadraceError, OutcomeUnknown, log_fields_of
 from service.ledger import input_bound_tokens
 from service.models import Model
 from service.runtimes import Effects, InvocationInput, Outcome
@@ -33,6 +33,7 @@ from service.runtimes.python_agent import AgentInvocation
 from service.runtimes.python_bridge import Outbox, post
 from service.runtimes.python_calls import PHASE, ModelCalls
 from service.runtimes.python_output import BadOutput, Output
+from service.watchdog import AGENT_TASK
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class _Run:
         if isinstance(error, BadOutput):
             logger.error("agent failed", extra=self._fields() | {"reason": str(error)})
             return AgentFailed(f"The agent is at fault: {error}.")
-        logger.error("agent failed", exc_info=error, extra=self._fields())
+        logger.error("agent failed", extra=self._fields() | log_fields_of(error))
         return AgentFailed("The failure has been logged with this invocation's id.")
 
     def _fields(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class _Run:
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(
-            self._drive(), name=f"agent {self._given.invocation_id}"
+            self._drive(), name=AGENT_TASK + self._given.invocation_id
         )
         if self._stopped:
             self._task.cancel()
@@ -212,8 +213,8 @@ class _Run:
         post(self._here, _set, self._result, result)
         try:
             await pieces.aclose()
-        except BaseException as error:  # the same
-            logger.warning("agent's cleanup failed", exc_info=error, extra=self._fields())
+        except BaseException as error:  # noqa: BLE001  the same
+            logger.warning("agent's cleanup failed", extra=self._fields() | log_fields_of(error))
         finally:
             post(self._here, _set, self._left, None)
 

@@ -160,7 +160,7 @@ class CallStream:
         return None if room is None else asyncio.shield(room)
 
     def end(self, error: Exception | None = None) -> None:
-        """End it; what was delivered is taken first."""
+        """End it, unless it has; what was delivered is taken first. From any thread."""
         with self._lock:
             if self._ended:
                 return
@@ -168,6 +168,10 @@ class CallStream:
             news, self._news = self._news, None
         if news is not None:
             post(self._there, _resolve, news)
+
+    def stop(self, error: Exception) -> None:
+        """End it, if it has not ended, after what its agent's loop was told before: the cancellation."""
+        post(self._there, self.end, error)
 
     def drop(self) -> None:
         """Take no more of it, and hold the model call back no longer: nobody listens."""

@@ -78,6 +78,7 @@ class ModelCalls:
         self._turns = 1 if held_tokens else 0  # turn 1 is held, and maybe never called
         self._made = 0
         self._running: dict[CallStream, asyncio.Task[None]] = {}
+        self._ends: list[CallStream] = []
         self._over = self._stopped = False
         self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.told: list[HeadraceError] = []
@@ -86,7 +87,7 @@ class ModelCalls:
     def begin(self, asked: Asked, stream: CallStream) -> None:
         """Begin a call; what it says, and how it ends, goes to the stream."""
         if self._over:
-            stream.end(InvocationOver("The invocation has ended: its agent can call no model any more."))
+            stream.stop(InvocationOver("The invocation has ended: its agent can call no model any more."))
         elif self._made == self._config.max_turns:
             self._tell(stream, TurnsExhausted(f"The agent has called models {self._made} times already."))
         else:
@@ -98,8 +99,9 @@ class ModelCalls:
     def leave(self, stream: CallStream) -> None:
         """End a call whose agent takes no more of it, unless it is over."""
         stream.drop()
-        if stream in self._running:
-            self._running[stream].cancel()
+        task = self._running.get(stream)
+        if task is not None and not task.cancelling():  # cancelled twice, it would not be read on
+            task.cancel()
 
     def show(self, phase: str) -> None:
         """Say in heartbeats what the agent does."""
@@ -108,7 +110,14 @@ class ModelCalls:
 
     def _ended(self, stream: CallStream) -> None:
         del self._running[stream]
-        stream.end(InvocationOver("The call was stopped."))  # unless it has ended otherwise
+        self._ends.append(stream)
+        if self._over:
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """End the streams of calls that ended without a word, behind the cancellation of their agent."""
+        while self._ends:
+            self._ends.pop().stop(InvocationOver("The call was stopped."))
 
     async def aclose(self, *, stopped: bool) -> None:
         """Begin no more, cut what runs, and wait until its usage is noted; cancelled, it reads nothing on.
@@ -117,6 +126,7 @@ class ModelCalls:
             stopped: The run was stopped from outside: `Effects` say how long calls are read on.
         """
         self._over, self._stopped = True, stopped
+        self._end_all()
         running = dict(self._running)
         interrupted = False
         while running:

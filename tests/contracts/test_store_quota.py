@@ -70,6 +70,18 @@ async def test_parallel_turns_and_submissions_share_what_is_left(store: Store) -
     assert (await store.account("user-1", NOW)).reserved_tokens == 1_000
 
 
+async def test_an_invocation_that_holds_nothing_is_admitted_by_a_quota_that_is_used_up(store: Store) -> None:
+    limits = Limits(1_000, 5_000, 1, 900)
+    await charge(store, 0, 1_000, NOW)
+
+    outcomes = await admitted(store, [store.create_invocation(new(1, tokens=0), limits, NOW)])
+    ended = await store.finish(ending(1, 1, settlement(1, usage=Usage())), NOW)
+
+    account = await store.account("user-1", NOW)
+    assert (outcomes, ended.usage) == ({"Invocation": 1}, Usage())
+    assert (account.windows[0].used_tokens, account.reserved_tokens, account.running) == (1_000, 0, 0)
+
+
 @pytest.mark.promise("concurrency-limit")
 async def test_parallel_submissions_never_exceed_the_concurrency_limit(store: Store) -> None:
     limits = Limits(10**6, 10**6, 3, 900)

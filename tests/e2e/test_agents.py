@@ -23,6 +23,7 @@ AGENTS: Final = (
 [runtimes.spins]
 kind = "python"
 entry = "tests.e2e.agents:spins"
+cleanup_s = 0.5
 
 [runtimes.stays]
 kind = "python"
@@ -89,6 +90,23 @@ async def test_an_agent_that_blocks_is_named_while_other_streams_go_on(tmp_path:
     assert "in spins" in line["stack"]
     assert b"After." not in while_blocked
     assert spinning.events[-1].type == "invocationCompleted"
+
+
+@pytest.mark.promise("process-ends-in-time", "agent-stops-in-time")
+async def test_a_process_whose_agent_blocks_for_ever_ends_all_the_same(tmp_path: Path) -> None:
+    catalog = AGENTS.replace("drain_s = 20", "drain_s = 1")
+    async with Stack(tmp_path, catalog=catalog, answers="scripts") as stack, calling(stack) as ann:
+        async with ann.submit(str(tmp_path), "spins") as stream:
+            await stream.until(b"Before. ")
+            await line_of(stack.services[0], "event loop blocked")
+            stack.services[0].send(signal.SIGTERM)
+            await stream.whole()
+        exit_status = await stack.services[0].ended()
+        log = stack.services[0].log()
+
+    assert (exit_status, stream.events[-1].type) == (0, "reconnect")
+    assert "the agents' loop can't be ended" in log
+    assert "handed-over" in log
 
 
 @pytest.mark.promise("agent-stops-in-time", "cancel-reaches-everything")

@@ -83,6 +83,22 @@ async def test_a_job_that_is_cancelled_ends_for_everybody_who_follows_it(tmp_pat
     assert b"(already-ended)" in refusal
 
 
+async def test_smoke_finds_nothing_amiss_with_the_local_stack(tmp_path: Path) -> None:
+    slow = answer(deltas=[f"word{number} " for number in range(60)], delay_s=0.03, input_tokens=9)
+    async with Stack(tmp_path / ".local", catalog=CATALOG, answers="scripts") as stack:
+        await stack.bedrock.script(MODEL, slow)
+        program = await headrace(tmp_path, "smoke", "--runtime", "writer", "--json")
+        async with asyncio.timeout(WAIT_S):
+            output, errors = await program.communicate()
+        log = (tmp_path / ".local" / "service.log").read_text()
+
+    report = json.loads(output)
+    assert (program.returncode, errors) == (0, b"")
+    assert [check for check in report["checks"] if check["outcome"] != "ok"] == []
+    assert len(report["checks"]) == 12
+    assert '"level":"ERROR"' not in log
+
+
 async def test_a_token_is_printed_for_curl(tmp_path: Path) -> None:
     async with Stack(tmp_path / ".local", catalog=CATALOG, answers="scripts"):
         token = await run(tmp_path, "token")

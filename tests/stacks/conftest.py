@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.synthesis import CONFIGURATIONS, PROD, Stacks, synthesize, why_not
+from tests.synthesis import CONFIGURATIONS, PROD, ROOT, Stacks, synthesize, why_not
 
 FEDERATION = [
     {
@@ -56,13 +56,11 @@ model = "vllm/qwen"
 
 
 @pytest.fixture(scope="session")
-def image_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a directory with a Dockerfile; synthesis takes its fingerprint and builds nothing."""
+def image_directory() -> Path:
+    """Give the checkout, where the Dockerfile is; synthesis takes its fingerprint and builds nothing."""
     if reason := why_not():
         pytest.skip(reason)
-    directory = tmp_path_factory.mktemp("image")
-    (directory / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
-    return directory
+    return ROOT
 
 
 @pytest.fixture(scope="session")

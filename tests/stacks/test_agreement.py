@@ -112,9 +112,11 @@ def test_the_task_may_do_what_the_documents_say_and_no_more(stacks: Stacks) -> N
     }
 
     names = {name.removeprefix("dynamodb:") for name in re.findall(r"`([\w:]+)`", documented)}
+    assert "and `Query` on the indexes" in text
     assert granted == {
         ("bedrock:InvokeModelWithResponseStream",),
         tuple(sorted(f"dynamodb:{name}" for name in names)),
+        ("dynamodb:Query",),
         ("kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey"),
     }
 

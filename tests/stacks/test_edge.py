@@ -28,6 +28,7 @@ for name in sys.argv[1].split("/"):
 construct.override_logical_id("Replaced")
 app.synth()
 """
+SYNTHESIZE = "from infra.app import main\nsys.exit(main(sys.argv[1:]))"
 INSIDE = {("GET", "/ping"), ("GET", "/ready")}
 
 
@@ -209,6 +210,28 @@ def test_the_stage_serves_a_new_deployment_when_what_constructs_do_not_see_is_ne
     assert (done.returncode, done.stderr) == (0, "")
     ids = [set(stacks.of_type("ApiGateway::Deployment")) for stacks in (dev, Stacks(tmp_path))]
     assert (ids[0] != ids[1]) is is_new
+
+
+def test_the_stage_serves_a_new_deployment_when_the_authorizer_has_changed(
+    dev: Stacks, image_directory: Path, tmp_path: Path
+) -> None:
+    program = f"import sys, infra.api\ninfra.api.AUTHORIZER_TTL_S = 61\n{SYNTHESIZE}"
+
+    done = run("-c", program, *settings(image_directory, CONFIGURATIONS["dev"]), "--output", str(tmp_path))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    changed = Stacks(tmp_path)
+    (authorizer,) = changed.edge["authorizers"].values()
+    assert authorizer["ttl_s"] == 61
+    assert set(changed.of_type("ApiGateway::Deployment")) != set(dev.of_type("ApiGateway::Deployment"))
+
+
+def test_the_api_is_regional_and_compresses_nothing(stacks: Stacks) -> None:
+    rest = stacks.only("ApiGateway::RestApi")
+
+    assert rest["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
+    assert "MinimumCompressionSize" not in rest
+    assert stacks.edge["binary_media_types"] == []
 
 
 def test_the_local_gateway_has_what_a_fresh_synthesis_has(dev: Stacks) -> None:

@@ -10,6 +10,19 @@ from tests.synthesis import Stacks
 pytestmark = pytest.mark.timeout(180)
 
 
+# https://docs.aws.amazon.com/waf/latest/developerguide/aws-managed-rule-groups-baseline.html
+LABELS = {
+    "awswaf:managed:aws:core-rule-set:SizeRestrictions_Body",
+    "awswaf:managed:aws:core-rule-set:CrossSiteScripting_Body",
+    "awswaf:managed:aws:core-rule-set:EC2MetaDataSSRF_Body",
+    "awswaf:managed:aws:core-rule-set:GenericLFI_Body",
+    "awswaf:managed:aws:core-rule-set:GenericRFI_Body",
+    "awswaf:managed:aws:known-bad-inputs:JavaDeserializationRCE_Body",
+    "awswaf:managed:aws:known-bad-inputs:Log4JRCE_Body",
+    "awswaf:managed:aws:known-bad-inputs:ReactJSRCE_Body",
+}
+
+
 def actions(statement: dict[str, object]) -> list[str]:
     found = statement["Action"]
     return [str(action) for action in found] if isinstance(found, list) else [str(found)]
@@ -88,8 +101,36 @@ def test_no_resource_of_the_task_has_a_wildcard(stacks: Stacks) -> None:
         and "Resource" in statement
     ]
 
-    assert len(granted) == 7
+    assert len(granted) == 9
     assert [text for text in granted if "*" in text] == []
+
+
+def test_indexes_are_read_and_nothing_else(stacks: Stacks) -> None:
+    of_indexes = [
+        (statement["Action"], [resource["Fn::Join"][1][-1] for resource in statement["Resource"]])
+        for name, statement in stacks.statements()
+        if name.startswith(("WorkloadTaskTaskRole", "NetworkVpcDynamoDb"))
+        and "/index/" in json.dumps(statement.get("Resource"))
+    ]
+
+    assert of_indexes == [("dynamodb:Query", ["/index/held", "/index/listed"])] * 2
+
+
+def test_private_ways_lead_to_bedrock_dynamodb_and_images_and_not_to_the_issuer(stacks: Stacks) -> None:
+    ways = {
+        (json.dumps(endpoint["ServiceName"]).rpartition(".")[2].rstrip('"]}'), endpoint["VpcEndpointType"])
+        for endpoint in stacks.of_type("EC2::VPCEndpoint").values()
+    }
+
+    assert ways == {("bedrock-runtime", "Interface"), ("dynamodb", "Gateway"), ("s3", "Gateway")}
+
+
+def test_the_load_balancer_takes_what_api_gateway_sends(stacks: Stacks) -> None:
+    balancer = stacks.only("ElasticLoadBalancingV2::LoadBalancer")["LoadBalancerAttributes"]
+    attributes = {each["Key"]: each["Value"] for each in balancer}
+
+    assert attributes["routing.http.desync_mitigation_mode"] == "defensive"
+    assert attributes["routing.http.drop_invalid_header_fields.enabled"] == "true"
 
 
 def test_the_endpoints_let_nobody_but_the_task_pass(stacks: Stacks) -> None:
@@ -146,6 +187,19 @@ def test_no_log_has_the_token_or_content(stacks: Stacks) -> None:
     ] == [False] * 6
 
 
+def test_the_firewall_stands_before_the_api_and_logs_where_waf_can(stacks: Stacks) -> None:
+    association = stacks.only("WAFv2::WebACLAssociation")
+    (destination,) = stacks.only("WAFv2::LoggingConfiguration")["LogDestinationConfigs"]
+    ((stage,), (group,)) = (
+        [name for name in stacks.of_type(kind) if name.startswith(prefix)]
+        for kind, prefix in (("ApiGateway::Stage", "Api"), ("Logs::LogGroup", "WafLogs"))
+    )
+
+    assert {"Ref": stage} in association["ResourceArn"]["Fn::Join"][1]
+    assert destination["Fn::Join"][1][-2:] == [":log-group:", {"Ref": group}]
+    assert stacks.resources[group]["Properties"]["LogGroupName"].startswith("aws-waf-logs-")
+
+
 def test_the_container_can_change_nothing_and_is_nobody(stacks: Stacks) -> None:
     (container,) = stacks.only("ECS::TaskDefinition")["ContainerDefinitions"]
 
@@ -181,11 +235,12 @@ def test_clients_have_no_secret_no_implicit_flow_and_short_tokens(stacks: Stacks
         (15, "minutes")
     ] * 2
     assert all(client["EnableTokenRevocation"] for client in clients)
-    assert {flow for client in clients for flow in client["ExplicitAuthFlows"]} == {
-        "ALLOW_USER_SRP_AUTH",
-        "ALLOW_ADMIN_USER_PASSWORD_AUTH",
-        "ALLOW_REFRESH_TOKEN_AUTH",
+    flows = {
+        re.sub(r"^UsersPool([A-Za-z]+?)[0-9A-F]{8,}$", r"\1", name): set(client["ExplicitAuthFlows"])
+        for name, client in stacks.of_type("Cognito::UserPoolClient").items()
     }
+    of_browsers = {"ALLOW_USER_SRP_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"}
+    assert flows == {"Web": of_browsers, "Cli": of_browsers | {"ALLOW_ADMIN_USER_PASSWORD_AUTH"}}
 
 
 def test_what_is_in_front_of_prompts_counts_and_blocks_elsewhere(stacks: Stacks) -> None:
@@ -213,6 +268,7 @@ def test_what_is_in_front_of_prompts_counts_and_blocks_elsewhere(stacks: Stacks)
     ]
     assert all(action == {"Count": {}} for action in counted.values())
     assert {name.upper() for name in labels} == {name.upper() for name in counted}
+    assert {each["LabelMatchStatement"]["Key"] for each in labelled["OrStatement"]["Statements"]} == LABELS
     assert acl["Rules"][-1]["Action"] == {"Block": {}}
     assert list(elsewhere) == ["NotStatement"]
     assert acl["AssociationConfig"]["RequestBody"]["API_GATEWAY"] == {"DefaultSizeInspectionLimit": "KB_64"}

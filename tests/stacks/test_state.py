@@ -74,6 +74,17 @@ def test_a_deployment_that_fails_goes_back_and_one_that_works_does_not_wait_for_
     }
 
 
+def test_tasks_are_arm_and_streams_go_where_the_fewest_are(stacks: Stacks) -> None:
+    task = stacks.only("ECS::TaskDefinition")
+    target = stacks.only("ElasticLoadBalancingV2::TargetGroup")["TargetGroupAttributes"]
+    (container,) = task["ContainerDefinitions"]
+
+    assert task["RuntimePlatform"] == {"CpuArchitecture": "ARM64", "OperatingSystemFamily": "LINUX"}
+    assert {"Key": "load_balancing.algorithm.type", "Value": "least_outstanding_requests"} in target
+    assert container["LogConfiguration"]["Options"]["mode"] == "non-blocking"
+    assert "CapacityProviderStrategy" not in stacks.only("ECS::Service")
+
+
 def test_tasks_are_counted_by_their_streams(stacks: Stacks) -> None:
     policies = stacks.of_type("ApplicationAutoScaling::ScalingPolicy").values()
     (streams,) = [
@@ -88,6 +99,8 @@ def test_tasks_are_counted_by_their_streams(stacks: Stacks) -> None:
         ("tasks", False),
         ("streams", True),
     ]
+    # A balancer without connections reports nothing at all, and nothing is not less.
+    assert streams[-1]["Expression"] == "FILL(connections, 0) / 2 / tasks"
     assert {policy["TargetTrackingScalingPolicyConfiguration"]["ScaleInCooldown"] for policy in policies} == {
         900
     }

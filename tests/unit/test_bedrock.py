@@ -311,6 +311,15 @@ async def test_two_retries_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(server.requests) == 3
 
 
+async def test_where_another_model_can_be_asked_nothing_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = replace(REQUEST, has_successor=True)
+    async with bedrock(replies(*[refusal(429)] * 9), monkeypatch) as (model, server):
+        with pytest.raises(UpstreamThrottled):
+            await model.converse(request, lambda _: None)
+
+    assert len(server.requests) == 1
+
+
 async def test_no_retry_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 4.7, 4.8])
     pacing = Pauses().pacing(now_s=lambda: next(times))

@@ -242,3 +242,40 @@ def test_what_callers_see_of_an_arn_tells_neither_account_nor_region() -> None:
 
     assert ModelName("bedrock", arn).shown == "bedrock/a1"
     assert ModelName("vllm", "Qwen/Qwen3-8B").shown == "vllm/Qwen/Qwen3-8B"
+
+
+# -- another kind of upstream
+
+WITH_VLLM = CATALOG.replace(
+    "[runtimes.writer]",
+    '[upstreams.vllm]\nkind = "openai"\nbase_url = "http://10.0.3.7:8000/v1"\n[runtimes.writer]',
+)
+
+
+def test_what_only_bedrock_has_is_refused_for_another_upstream_at_start() -> None:
+    faults = faults_of(
+        """
+        guardrail = { id = "gr1", version = "1" }
+        performance = "optimized"
+        reasoning = { budget_tokens = 1024 }
+        additional_model_request_fields = { top_k = 5 }
+        """,
+        model=f'["{CLAUDE}", "vllm/qwen"]',
+        head=WITH_VLLM,
+    )
+
+    assert faults == [
+        "guardrail is for models of Bedrock, and 'vllm/qwen' is none",
+        "performance is for models of Bedrock, and 'vllm/qwen' is none",
+        "reasoning is for models of Bedrock, and 'vllm/qwen' is none",
+        "additional_model_request_fields is for models of Bedrock, and 'vllm/qwen' is none",
+    ]
+
+
+def test_what_every_upstream_has_and_a_cache_that_one_model_takes_are_no_fault() -> None:
+    keys = 'cache = true\ntemperature = 0.5\ntop_p = 0.5\nstop_sequences = ["END"]'
+
+    catalog = catalog_of(keys, model=f'["vllm/qwen", "{CLAUDE}"]', head=WITH_VLLM)
+
+    assert catalog.runtimes["writer"].options.temperature == 0.5
+    assert faults_of("cache = true", model='"vllm/qwen"', head=WITH_VLLM) == [NOTHING_TO_CACHE]

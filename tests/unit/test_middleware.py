@@ -58,6 +58,16 @@ async def test_a_stage_prefix_is_dropped_on_the_way() -> None:
     assert answer.body == b"/usage"
 
 
+async def test_a_log_line_says_that_a_stage_was_in_the_path() -> None:
+    lines: list[Mapping[str, Any]] = []
+    client = AsgiClient(Envelope(Paths(shows_path), lines.append))
+
+    for path in ("/prod/usage", "/usage"):
+        await client.request("GET", path)
+
+    assert [line.get("prefixed") for line in lines] == [True, None]
+
+
 def limited(all_bytes: int = 100) -> AsgiClient:
     return AsgiClient(BodyLimit(reads_all, limit_of=lambda path: 10, all_bytes=all_bytes))
 

@@ -226,3 +226,22 @@ def test_the_events_of_a_call_add_up_to_the_message_of_the_next() -> None:
         "role": "assistant",
         "content": [{"text": "Let \U0001f600 see."}, {"toolUse": {**use, "input": {"query": "x"}}}],
     }
+
+
+async def test_a_call_that_its_agent_has_left_is_read_on_though_the_agent_ends(clock: ManualClock) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        events = invocation.model().converse(messages=invocation.messages)
+        await anext(events)
+        await events.aclose()
+        yield "Enough."
+
+    gate = asyncio.Event()
+    recorder = Recorder()
+    script: list[Step] = [start(), gate, stop(input_tokens=7, output_tokens=3)]
+    runtime, _ = runtime_of(agent, asyncio.get_running_loop(), script)
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await clock.advance(0.5)
+    gate.set()
+
+    assert await running == Outcome("end_turn")
+    assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did

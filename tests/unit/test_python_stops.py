@@ -2,19 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from service.config import RuntimeConfig
-from service.errors import (
-    AgentFailed,
-)
+from service.errors import AgentFailed, Fenced, InternalError
 from service.invocations import Usage
 from service.runtimes import Outcome
 from service.runtimes.python import PythonRuntime
 from service.runtimes.python_agent import AgentInvocation
-from tests.agents import BOUND, GIVEN, Loop, ledger_of, outcome_of, runtime_of
+from tests.agents import BOUND, GIVEN, Loop, forward, ledger_of, outcome_of, runtime_of
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, start, stop, text
 from tests.unit.test_converse import Recorder
@@ -208,3 +207,81 @@ async def test_a_model_call_waits_for_an_agent_that_is_behind(agent_loop: Loop) 
 
     assert await running == Outcome("end_turn")
     assert len(recorder.frames) == 1 + 39 + 3
+
+
+async def test_a_call_that_its_agent_has_left_is_read_on_however_much_comes(agent_loop: Loop) -> None:
+    class Wordy(ScriptedModel):
+        async def converse(self, request: Any, deliver: Any) -> None:
+            await request.before_try()
+            assert request.may_send()
+            deliver(start())
+            await left.wait()
+            for _ in range(40):
+                assert deliver(text("x" * 8000)) is None
+            deliver(stop(input_tokens=7, output_tokens=3))
+
+    left = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        events = invocation.model().converse(messages=invocation.messages)
+        await anext(events)
+        await events.aclose()
+        here.call_soon_threadsafe(left.set)
+        yield "Enough."
+
+    recorder = Recorder()
+    config = RuntimeConfig("agent", "python", entry="m:f", models=("bedrock/m-1",))
+    runtime = PythonRuntime(config, agent, {"bedrock": Wordy()}, agent_loop, usage_grace_s=1.0)
+
+    await runtime.run(GIVEN, recorder.effects())
+
+    assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did
+
+
+async def test_an_agent_whose_invocation_another_process_has_claimed_is_stopped(agent_loop: Loop) -> None:
+    heard: list[str] = []
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        try:
+            yield await anext(invocation.model().converse(messages=invocation.messages))
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    async def fenced(turn: int, tokens: int) -> None:
+        raise Fenced
+
+    recorder = Recorder(attempt=2)
+    runtime, model = runtime_of(agent, agent_loop, restartable=True)
+
+    with pytest.raises(Fenced):
+        await runtime.run(GIVEN, replace(recorder.effects(), reserve=fenced))
+
+    assert (heard, recorder.frames, model.requests) == (["cancelled"], [], [])
+
+
+async def test_who_is_told_twice_to_end_reads_nothing_on(clock: ManualClock) -> None:
+    recorder = Recorder(usage_grace_s=10.0)
+    runtime, model = runtime_of(forward, asyncio.get_running_loop(), [start(), asyncio.Event()])
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    await clock.advance(0)
+    running.cancel()
+    await clock.advance(5)
+    reading_on = not running.done()
+    running.cancel()
+    await clock.advance(0)
+
+    assert (reading_on, running.cancelled(), model.cancelled) == (True, True, 1)
+    assert ledger_of(recorder)[-1] == ("settle_at_end", 1, Usage(BOUND, 0, estimated=True))
+
+
+async def test_a_fault_of_ours_in_a_call_ends_it_for_its_agent(
+    agent_loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime, _ = runtime_of(forward, agent_loop, [RuntimeError("ours")])
+
+    failure = await outcome_of(runtime, Recorder())
+
+    assert isinstance(failure, InternalError)
+    assert "agent's model call failed" in caplog.text

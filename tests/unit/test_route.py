@@ -213,18 +213,32 @@ async def test_the_last_model_may_be_silent_as_long_as_its_upstream_lets_it(cloc
 
 async def test_what_its_caller_waits_for_is_not_a_models_silence(clock: ManualClock) -> None:
     held = asyncio.Event()
-    call = Call(clock, YES, answer("No."))
+
+    class Withheld:
+        """Connects for too long once, so that its caller is asked again."""
+
+        async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+            await request.before_try()
+            await request.before_try()
+            deliver(start())
+
+    waited = []
 
     async def before_try() -> None:
-        await held.wait()
+        waited.append(held.is_set())
+        if len(waited) == 2:
+            await held.wait()
 
+    call = Call(clock, YES, YES)
+    upstreams: dict[str, Model] = {"near": Withheld(), "far": call.models[1]}
+    routes = Routes(upstreams, now_s=clock.monotonic_s, on_breaker=lambda _: None)
     request = replace(call.request(), before_try=before_try)
-    made = asyncio.ensure_future(call.route.converse(request, call.frames.extend))
+    made = asyncio.ensure_future(routes.to([A, B], first_event_s=10).converse(request, call.frames.extend))
     await clock.advance(3600)
     held.set()
     await made
 
-    assert (call.did, call.asked) == (["near/a"], [["a"], []])
+    assert (waited, call.did, call.frames) == ([False, False], ["near/a"], start())
 
 
 async def test_a_model_that_was_sent_nothing_in_time_has_cost_nothing(clock: ManualClock) -> None:
@@ -343,6 +357,22 @@ async def test_a_model_whose_successors_are_left_alone_is_the_last_one(clock: Ma
     await call.make()
 
     assert [request.has_successor for request in call.models[0].requests] == [False]
+
+
+async def test_a_probe_is_good_with_its_first_event(clock: ManualClock) -> None:
+    go_on = asyncio.Event()
+    call = Call(clock, [failing(UpstreamThrottled)], YES)
+    await exhausted(call)
+    clock.pass_time(OPEN_S)
+    call.models[0].play([start(), go_on, stop()])
+    probing = asyncio.ensure_future(call.make())
+    await clock.advance(0)
+
+    before_its_end = [told["state"] for told in call.breakers]
+    go_on.set()
+    await probing
+
+    assert before_its_end == ["open", "half-open", "closed"]
 
 
 async def test_all_routes_to_a_model_share_its_breaker(clock: ManualClock) -> None:

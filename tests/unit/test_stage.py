@@ -12,6 +12,7 @@ from infra.config import STAGES, StageError, stage_from
 from infra.federation import Federation
 from infra.models import Grant, grants_of, model_fault
 
+LONG = f"{'a' * 53}.example.com"
 PROD = {
     "stage": "prod",
     "domain": "api.example.com",
@@ -83,7 +84,14 @@ def test_text_of_the_command_line_becomes_what_the_field_is() -> None:
             "domain needs hosted_zone_id (the certificate is made there) or certificate_arn",
         ),
         ({"hosted_zone_id": "Z1"}, "hosted_zone_id and certificate_arn mean nothing without domain"),
-        (PROD | {"domain": "API"}, "domain must be a name such as api.example.com, not 'API'"),
+        (
+            PROD | {"domain": "API"},
+            "domain must be a name of at most 64 characters such as api.example.com, not 'API'",
+        ),
+        (
+            PROD | {"domain": LONG},
+            f"domain must be a name of at most 64 characters such as api.example.com, not '{LONG}'",
+        ),
         (PROD | {"hosted_zone_id": "x"}, "hosted_zone_id must look like Z0123456789ABCDEFGHIJ, not 'x'"),
         (
             PROD | {"certificate_arn": f"arn:aws:acm:eu-west-1:{ACCOUNT}:certificate/0a"},
@@ -101,6 +109,7 @@ def test_text_of_the_command_line_becomes_what_the_field_is() -> None:
         ({"nat_gateways": 0}, "nat_gateways must be 1 or 2, one a zone at most, not 0"),
         ({"log_days": 15}, "log_days must be one of 7, 14, 30, 90, 180, 365, 400, not 15"),
         ({"ip_requests_per_5_min": 5}, "ip_requests_per_5_min must be at least 10, not 5"),
+        ({"federation": "[{"}, "federation must be a JSON list of objects with a kind each"),
         ({"federation": "{}"}, "federation must be a JSON list of objects with a kind each"),
     ],
 )
@@ -199,6 +208,15 @@ def test_the_catalog_says_what_aws_must_know(tmp_path: Path) -> None:
         ),
         ("[runtimes.a]\n[limits.'Team A']", "Cognito has no group 'Team A': it has white space"),
         ("[runtimes.a]\n[upstreams.v]\nkey_secret = 'hunter2'", "'hunter2' is not the ARN of a secret"),
+        ("runtimes = 3", "the catalog {}: runtimes must be a table"),
+        ("[runtimes]\na = 3", "the catalog {}: runtimes.a must be a table"),
+        ("[runtimes.a]\ngroups = '*'", "the catalog {}: runtimes.a.groups must be a list of texts"),
+        ("[runtimes.a]\ngroups = [1]", "the catalog {}: runtimes.a.groups must be a list of texts"),
+        (
+            "[runtimes.a]\n[upstreams.v]\nbase_url = 'http://h:99999'",
+            "the catalog {}: upstreams.v.base_url is not a URL",
+        ),
+        ("service.max_token_s = '9'\n[runtimes.a]", "the catalog {}: service.max_token_s must be a number"),
         (
             "service.max_token_s = 600\n[runtimes.a]",
             "id_token_minutes is 15, and max_token_s of the catalog 600",

@@ -53,6 +53,21 @@ def test_debug_is_silent_and_so_are_the_libraries(output: io.StringIO) -> None:
     assert output.getvalue() == ""
 
 
+def test_a_blocked_loop_is_a_warning_with_all_that_is_known_of_it(output: io.StringIO) -> None:
+    Telemetry().loop_blocked({"loop": "research", "blocked": True, "blocks": 1, "invocation_id": ""})
+
+    (line,) = lines_of(output)
+    del line["timestamp"]
+    assert line == {
+        "level": "WARNING",
+        "message": "event loop blocked",
+        "service": "headrace",
+        "loop": "research",
+        "blocked": True,
+        "blocks": 1,
+    }
+
+
 def test_the_canonical_lines_have_all_fields_that_say_something(output: io.StringIO) -> None:
     Telemetry().request_finished({"request_id": "r-1", "status": 200, "code": "", "bytes_out": 0})
     Telemetry().attempt_finished({"invocation_id": "inv_1", "state": "completed", "first_frame_ms": None})

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from service.watchdog import AGENT_TASK, BLOCKED_S, LOOK_S, Watchdog, Watched
 from tests.clock import ManualClock
 
 WAIT_S = 10.0
+CANARY = "what the caller said"
 
 
 @pytest.fixture
@@ -166,3 +168,26 @@ async def test_a_thread_that_is_blocked_is_left_behind(
     gate.set()
 
     assert "the agents' loop can't be ended" in caplog.text
+
+
+@pytest.mark.promise("no-content-in-logs")
+async def test_what_a_task_of_an_agents_fails_with_is_logged_without_its_text(
+    other: AgentLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise LookupError(CANARY)
+
+    async def start() -> None:
+        await asyncio.wait([asyncio.create_task(fail())])
+
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(start(), other.loop))
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(collected(), other.loop))
+
+    (record,) = [each for each in caplog.records if each.message == "an agent's task failed"]
+    assert record.__dict__["fault"] == "Task exception was never retrieved"
+    assert record.__dict__["error_type"] == "LookupError"
+    assert CANARY not in str(record.__dict__)
+
+
+async def collected() -> None:
+    gc.collect()
