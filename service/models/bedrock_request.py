@@ -10,10 +10,11 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-th
 """
 
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from service.config import SYSTEM, TOOLS, Guardrail, ModelOptions, cache_points
+from service.config_options import family_of
 from service.errors import UpstreamRejected
 from service.models import ModelRequest
 
@@ -31,7 +32,7 @@ def parameters_of(request: ModelRequest) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "modelId": request.model_id,
         "messages": [
-            {**message, "content": [_with_bytes(block) for block in message["content"]]}
+            {**message, "content": [_with_bytes(block) for block in _content(message, request.model_id)]}
             for message in request.messages
         ],
         "inferenceConfig": {"maxTokens": request.max_tokens, **_sampling(options)},
@@ -53,6 +54,27 @@ def parameters_of(request: ModelRequest) -> dict[str, Any]:
     if more:
         parameters["additionalModelRequestFields"] = more
     return parameters
+
+
+def _content(message: Mapping[str, Any], model_id: str) -> Sequence[Mapping[str, Any]]:
+    """Leave out reasoning that no Claude has signed, where a Claude would refuse all of the request for it.
+
+    Another upstream wrote it, in an earlier turn of the same route.
+    """
+    content: Sequence[Mapping[str, Any]] = message["content"]
+    if family_of(model_id) not in ("anthropic.claude", ""):
+        return content
+    return [block for block in content if not _is_unsigned(block)] or content
+
+
+def _is_unsigned(block: Mapping[str, Any]) -> bool:
+    match block:
+        case {"reasoningContent": {"reasoningText": {"signature": _}}}:
+            return False
+        case {"reasoningContent": {"reasoningText": _}}:
+            return True
+        case _:
+            return False
 
 
 def _sampling(options: ModelOptions) -> dict[str, Any]:
