@@ -10,12 +10,14 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-th
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
 
 from service.config import SYSTEM, TOOLS, Guardrail, ModelOptions, cache_points
+from service.config_options import family_of
 from service.models import ModelRequest
 
 _CACHE_POINT: Final = {"cachePoint": {"type": "default"}}
@@ -39,7 +41,9 @@ def _document(request: ModelRequest) -> dict[str, Any]:
     options = request.options
     cached = cache_points(request.model_id) if options.cache else frozenset[str]()
     document: dict[str, Any] = {
-        "messages": request.messages,
+        "messages": [
+            {**message, "content": _content(message, request.model_id)} for message in request.messages
+        ],
         "inferenceConfig": {"maxTokens": request.max_tokens, **_sampling(options)},
     }
     if request.system:
@@ -59,6 +63,27 @@ def _document(request: ModelRequest) -> dict[str, Any]:
     if more:
         document["additionalModelRequestFields"] = more
     return document
+
+
+def _content(message: Mapping[str, Any], model_id: str) -> Sequence[Mapping[str, Any]]:
+    """Leave out reasoning that no Claude has signed, where a Claude would refuse all of the request for it.
+
+    Another upstream wrote it, in an earlier turn of the same route.
+    """
+    content: Sequence[Mapping[str, Any]] = message["content"]
+    if family_of(model_id) not in ("anthropic.claude", ""):
+        return content
+    return [block for block in content if not _is_unsigned(block)] or content
+
+
+def _is_unsigned(block: Mapping[str, Any]) -> bool:
+    match block:
+        case {"reasoningContent": {"reasoningText": {"signature": _}}}:
+            return False
+        case {"reasoningContent": {"reasoningText": _}}:
+            return True
+        case _:
+            return False
 
 
 def _sampling(options: ModelOptions) -> dict[str, Any]:

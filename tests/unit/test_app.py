@@ -26,6 +26,7 @@ from service.app_runtimes import load_parts
 from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings, UpstreamConfig
 from service.errors import IssuerUnavailable
 from service.models.bedrock import BedrockModel
+from service.models.openai_compat import OpenAICompatModel
 from service.stores import Store
 from tests.asgi import lifespan
 from tests.clock import ManualClock
@@ -108,7 +109,8 @@ async def test_keys_that_are_larger_than_any_issuers_are_not_read_to_their_end()
 
 
 async def test_the_store_and_the_upstreams_that_are_configured_are_opened() -> None:
-    catalog = replace(CATALOG, upstreams={name: UpstreamConfig(name, "bedrock") for name in ("near", "far")})
+    vllm = UpstreamConfig("far", "openai", base_url="http://127.0.0.1:9/v1")
+    catalog = replace(CATALOG, upstreams={"near": UpstreamConfig("near", "bedrock"), "far": vllm})
 
     async with open_store("sqlite::memory:") as store, open_upstreams(catalog) as upstreams:
         account = await store.account("user-1", 0)
@@ -116,7 +118,7 @@ async def test_the_store_and_the_upstreams_that_are_configured_are_opened() -> N
         assert (account.running, account.reserved_tokens) == (0, 0)
         assert {name: type(model) for name, model in upstreams.items()} == {
             "near": BedrockModel,
-            "far": BedrockModel,
+            "far": OpenAICompatModel,
         }
 
 

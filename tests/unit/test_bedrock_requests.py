@@ -288,6 +288,30 @@ async def test_a_bearer_token_of_the_environment_is_preferred_to_keys(
 # When it is sent.
 
 
+@pytest.mark.parametrize(
+    ("model_id", "is_sent"),
+    [
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", False),
+        ("arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc", False),
+        ("openai.gpt-oss-120b-1:0", True),
+    ],
+)
+async def test_reasoning_of_another_upstream_is_not_sent_to_a_claude(
+    model_id: str, is_sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = {"reasoningContent": {"reasoningText": {"text": "x", "signature": "y"}}}
+    unsigned = {"reasoningContent": {"reasoningText": {"text": "x"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"text": "a"}]},
+        {"role": "assistant", "content": [unsigned, signed, {"text": "b"}]},
+        {"role": "user", "content": [{"text": "c"}]},
+    ]
+    got = await received(replace(REQUEST, model_id=model_id, messages=messages), monkeypatch)
+
+    sent = json.loads(got.body)["messages"][1]["content"]
+    assert sent == [*([unsigned] if is_sent else []), signed, {"text": "b"}]
+
+
 @pytest.mark.promise("lapsed-lease-spends-nothing")
 async def test_before_a_retry_pauses_its_caller_knows_that_what_was_tried_has_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
