@@ -20,8 +20,11 @@ from tests.mutations import MUTATIONS, Mutation
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# Where 15 minutes are 2.25 s, the service ends its responses well before.
-SEGMENTS = CATALOG.replace("heartbeat_s = 0.5", "heartbeat_s = 0.2\nsegment_s = 1.2")
+# Where 15 minutes are 2.25 s, the service ends its responses well before. What a failed check has left
+# running is not waited for.
+SEGMENTS = CATALOG.replace("heartbeat_s = 0.5", "heartbeat_s = 0.2\nsegment_s = 1.2").replace(
+    "drain_s = 20", "drain_s = 0"
+)
 SCALES = {mutation.caught_by: mutation.scale for mutation in MUTATIONS}
 
 
