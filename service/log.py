@@ -1,7 +1,7 @@
 """The invocation's log in this process: append, fan out to readers, group-commit to the store.
 
     runner ── AttemptLog.append/deliver ──> Log.publish ──> attached readers     at once, in the same call
-                        └────────────────> GroupCommit ──> store.append_events   250 ms to 1 s later, or at 64 KB
+                        └────────────────> GroupCommit ──> store.append_events   250 ms to 1 s later, or 64 KB
 
 `Log` is what readers see: a bounded tail of blocks and who listens. `AttemptLog` is the one pen: it gives
 ids. `GroupCommit` is the process's one writer of event logs.

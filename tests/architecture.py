@@ -86,7 +86,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.eventstream": JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
     "stores.dynamodb": {"aioboto3", "aiobotocore", "botocore"},
-    "telemetry": {"aws_lambda_powertools"},
+    "telemetry": {"aws_lambda_powertools"} | JSON,
 }
 # Of the standard library but somebody's property all the same.
 OWNED_STDLIB: Final = {"sqlite3"}
