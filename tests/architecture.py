@@ -57,7 +57,7 @@ EDGES: Final[dict[str, set[str]]] = {
     "models.aws_http": {"models.connection", "models.pool", "models.sigv4"},
     "models.pool": {"models.connection"},
     "stores.sqlite": {"stores.packing", "stores.windows"},
-    "stores.dynamodb": {"stores.packing", "stores.windows"},
+    "stores.dynamodb": {"models.aws_http", "models.connection", "stores.packing", "stores.windows"},
     "api": {"middleware", "views"},
     "problems": {"middleware"},
 }
@@ -85,7 +85,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.connection": {"httptools"} | JSON,
     "models.eventstream": JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
-    "stores.dynamodb": {"aioboto3", "aiobotocore", "botocore"},
+    "stores.dynamodb": {"aioboto3", "botocore"} | JSON,
     "telemetry": {"aws_lambda_powertools"} | JSON,
 }
 # Of the standard library but somebody's property all the same.
