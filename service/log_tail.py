@@ -169,7 +169,8 @@ class Log:
 
     def attach(self, listener: Listener) -> None:
         """Call `listener` with every block from now on; only for a reader whose cursor is the head."""
-        self._listeners = (*self._listeners, listener)
+        if listener not in self._listeners:
+            self._listeners = (*self._listeners, listener)
 
     def detach(self, listener: Listener) -> None:
         """Stop calling `listener`; harmless if it is not attached."""

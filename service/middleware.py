@@ -5,9 +5,9 @@
 """
 
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
@@ -47,7 +47,7 @@ class Envelope:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode(
             "latin-1"
         )
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         line: dict[str, Any] = {
             "request_id": request_id,
             "method": scope["method"],

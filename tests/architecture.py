@@ -74,7 +74,7 @@ EDGES: Final[dict[str, set[str]]] = {
     "models.retries": {"models.connection"},
     "models.route": {"models.breaker"},
     "stores.sqlite": {"stores.packing", "stores.windows"},
-    "stores.dynamodb": {"stores.packing", "stores.windows"},
+    "stores.dynamodb": {"models.aws_http", "models.connection", "stores.packing", "stores.windows"},
     "api": {"middleware", "views"},
     "problems": {"middleware"},
 }
@@ -103,8 +103,8 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.eventstream": JSON,
     "models.openai_compat": {"aioboto3", "aiobotocore", "botocore"} | JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
-    "stores.dynamodb": {"aioboto3", "aiobotocore", "botocore"},
-    "telemetry": {"aws_lambda_powertools"},
+    "stores.dynamodb": {"aioboto3", "botocore"} | JSON,
+    "telemetry": {"aws_lambda_powertools"} | JSON,
 }
 # Of the standard library but somebody's property all the same.
 OWNED_STDLIB: Final = {"sqlite3"}

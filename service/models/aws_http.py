@@ -52,7 +52,11 @@ def new_session() -> aioboto3.Session:
 
 
 class AwsEndpoint:
-    """Where a service is, and how to ask it; `open` it once per process."""
+    """Where a service is, and how to ask it; `open` it once per process.
+
+    Attributes:
+        url: The endpoint's, without its path.
+    """
 
     def __init__(self, client: Any, credentials: Any, pool: ConnectionPool, signer: Signer | None) -> None:
         url = urlsplit(client.meta.endpoint_url)
@@ -60,7 +64,7 @@ class AwsEndpoint:
         self._credentials = credentials
         self._pool = pool
         self._signer = signer
-        self._origin = f"{url.scheme}://{url.netloc}"
+        self.url = f"{url.scheme}://{url.netloc}"
         self._path = url.path.rstrip("/")
         self._host = _host(url)
         self._user_agent = client.meta.config.user_agent
@@ -135,7 +139,7 @@ class AwsEndpoint:
         return await self._pool.begin("POST", path, all_headers, body, on_head, may_send)
 
     async def _signed_by_botocore(self, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
-        request = AWSRequest("POST", self._origin + path, dict(headers), body)
+        request = AWSRequest("POST", self.url + path, dict(headers), body)
         request.context.update(_signing(self._client))
         await self._client._request_signer.sign("", request)
         return {name.lower(): value for name, value in request.headers.items() if name.lower() not in headers}

@@ -272,9 +272,14 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         return self._exchange
 
     @property
+    def is_open(self) -> bool:
+        """True unless the loop knows better."""
+        return not self._transport.is_closing()
+
+    @property
     def usable(self) -> bool:
         """True if another exchange may begin here, as far as can be told without sending."""
-        return not self._transport.is_closing() and not _readable(self._transport)
+        return self.is_open and not _readable(self._transport)
 
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped."""

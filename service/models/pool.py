@@ -134,7 +134,7 @@ class ConnectionPool:
 
     def _free(self, connection: Connection) -> None:
         self._slots.release()
-        if connection.usable:
+        if connection.is_open:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
             if self._sweep_timer is None:

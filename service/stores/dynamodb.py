@@ -46,11 +46,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
-
-import aioboto3
 
 from service.config import Limits
 from service.errors import StoreUnavailable
@@ -83,10 +81,9 @@ from service.stores.dynamodb_client import (
     RETRY_AFTER_S,
     Call,
     DynamoClient,
-    calls_of,
     put,
 )
-from service.stores.dynamodb_connection import connected, new_session
+from service.stores.dynamodb_connection import connected
 from service.stores.dynamodb_items import lease_key
 from service.stores.dynamodb_tables import INVOCATIONS, USAGE, check_tables
 
@@ -138,7 +135,7 @@ class DynamoStore:
         deadline_s: float = DEADLINE_S,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         probe: bool = False,
-        session: aioboto3.Session | None = None,
+        connect: Callable[[], AbstractAsyncContextManager[Call]] = connected,
         wrap: Callable[[Call], Call] = lambda call: call,
     ) -> AsyncIterator[Self]:
         """Connect, and check that the tables of these names are there and fit.
@@ -149,14 +146,14 @@ class DynamoStore:
             deadline_s: How long a call is tried before it is `StoreUnavailable`.
             now_ms: The clock by which an ended invocation is not shown any more.
             probe: Whether to find out now if we may do all that the service does.
-            session: AWS's; one that is shared opens many stores fast.
-            wrap: Stands between the store and AWS's client; tests put faults there.
+            connect: Opens the connection; one that is shared opens many stores fast.
+            wrap: Stands between the store and its connection; tests put faults there.
 
         Raises:
             ConfigError: No region, no credentials; a table is not there, has other keys, or is not ours.
         """
-        async with connected(session or new_session()) as aws:
-            client = DynamoClient(wrap(calls_of(aws)), deadline_s=deadline_s)
+        async with connect() as call:
+            client = DynamoClient(wrap(call), deadline_s=deadline_s)
             await check_tables(client, {USAGE: usage_table, INVOCATIONS: invocations_table}, probe=probe)
             accounts = Accounts(client, usage_table, invocations_table)
             names = (usage_table, invocations_table)

@@ -1,7 +1,7 @@
 """DynamoDB's calls as the store makes them: plain values in and out, retried within a deadline.
 
-`stores.dynamodb` and its siblings call it. `call` is the seam to the wire: production hands in aiobotocore's,
-tests wrap it with faults.
+`stores.dynamodb` and its siblings call it. `call` is the seam to the wire: production hands in that of
+`dynamodb_connection`, tests wrap it with faults.
 
 A call that DynamoDB throttles, that conflicts with another's, or that the network loses is made again, with
 jitter, until `DEADLINE_S`; after it the answer is `StoreUnavailable`, and what was asked for may or may not
@@ -109,16 +109,6 @@ def check(table: str, key: Item, condition: str, **values: Any) -> Write:
     """Ask for a condition, and write nothing."""
     expressions = _expressions({}, condition, {}, values)
     return Write("ConditionCheck", {"TableName": table, "Key": pack(key)} | expressions)
-
-
-def calls_of(aws: Any) -> Call:
-    """Return AWS's client as one function: botocore's own way to make any call by its name."""
-
-    def call(operation: str, parameters: dict[str, Any]) -> Awaitable[Any]:
-        answer: Awaitable[Any] = aws._make_api_call(operation, parameters)
-        return answer
-
-    return call
 
 
 class DynamoClient:

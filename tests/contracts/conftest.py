@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from service.stores import Store
 from service.stores.dynamodb import DynamoStore
+from service.stores.dynamodb_connection import connected
 from service.stores.sqlite import SqliteStore
 from tests.contracts.store_cases import NOW
 
@@ -23,7 +25,7 @@ OPENING: Final[dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextM
     "dynamodb": lambda request: DynamoStore.open(
         **request.getfixturevalue("tables").names,
         now_ms=lambda: NOW,
-        session=request.getfixturevalue("aws"),
+        connect=partial(connected, request.getfixturevalue("aws")),
     ),
 }
 

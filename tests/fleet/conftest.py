@@ -2,28 +2,20 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any
 
 import aioboto3
 import pytest
 
+from service.models.aws_http import new_session
 from service.stores.dynamodb import DynamoStore
-from service.stores.dynamodb_connection import connected, new_session
+from service.stores.dynamodb_client import Call
+from service.stores.dynamodb_connection import connected
 from tests.contracts.store_cases import NOW
 from tests.dynamodb import Tables
 from tests.dynamodb_faults import Faults
 
 OpenStore = Callable[..., AbstractAsyncContextManager[DynamoStore]]
-
-
-class OneClient:
-    """Stands for AWS's session, and gives all stores the same client: one is slow to make."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def client(self, *_: object, **__: object) -> AbstractAsyncContextManager[Any]:
-        return nullcontext(self._client)
+Connect = Callable[[], AbstractAsyncContextManager[Call]]
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +25,10 @@ def aws_session() -> aioboto3.Session:
 
 
 @pytest.fixture
-async def one_client(tables: Tables, aws_session: aioboto3.Session) -> AsyncIterator[OneClient]:
-    """Make the client that all stores of a test use; closed after it."""
-    async with connected(aws_session) as client:
-        yield OneClient(client)
+async def one_connection(tables: Tables, aws_session: aioboto3.Session) -> AsyncIterator[Connect]:
+    """Connect once for all stores of a test: it is slow; closed after it."""
+    async with connected(aws_session) as call:
+        yield lambda: nullcontext(call)
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def faults() -> Faults:
 
 
 @pytest.fixture
-def open_store(tables: Tables, one_client: Any, faults: Faults) -> OpenStore:
+def open_store(tables: Tables, one_connection: Connect, faults: Faults) -> OpenStore:
     """Open a store on the test's tables, under the test's faults; each call is another process."""
 
     def opening(
@@ -56,7 +48,7 @@ def open_store(tables: Tables, one_client: Any, faults: Faults) -> OpenStore:
             invocations_table=tables.invocations,
             deadline_s=deadline_s,
             now_ms=lambda: now_ms,
-            session=one_client,
+            connect=one_connection,
             wrap=faults.wrap,
         )
 

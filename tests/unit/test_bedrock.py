@@ -190,7 +190,9 @@ async def test_a_fault_of_ours_is_not_taken_for_a_failure_of_the_upstream(
 ) -> None:
     async with bedrock(replies(OK), monkeypatch) as (model, server):
         with pytest.raises(TypeError):
-            await model.converse(replace(REQUEST, messages=[{"role": object(), "content": []}]), lambda _: None)
+            await model.converse(
+                replace(REQUEST, messages=[{"role": object(), "content": []}]), lambda _: None
+            )
 
     assert server.requests == []
 

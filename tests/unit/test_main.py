@@ -173,6 +173,9 @@ class Server(process._Server):
         await clock.advance(1)
         await closing
 
+    def relieve_collector(self) -> None:
+        """Leave the collector of the tests as it is."""
+
     async def ask(self, path: str) -> bytes:
         """Make a request on a connection of its own; gives all that comes back."""
         address: Any = self.servers[0].sockets[0].getsockname()
@@ -281,6 +284,17 @@ def test_a_signal_before_the_start_stops_the_start() -> None:
     server.handle_exit(signal.SIGTERM, None)
 
     assert (server.should_exit, limits) == (True, [119.0])
+
+
+def test_a_started_server_keeps_the_collector_from_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Any] = []
+    monkeypatch.setattr("gc.collect", lambda: steps.append("collect"))
+    monkeypatch.setattr("gc.freeze", lambda: steps.append("freeze"))
+    monkeypatch.setattr("gc.set_threshold", lambda *thresholds: steps.append(thresholds))
+
+    process._Server(uvicorn.Config(abort_or_answer), Drain(), harmless_stop()).relieve_collector()
+
+    assert steps == ["collect", "freeze", process.GC_THRESHOLDS]
 
 
 async def test_the_app_can_drop_a_connection(clock: ManualClock) -> None:
