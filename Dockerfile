@@ -2,7 +2,7 @@
 #
 # BASE is an official slim Python, by the digest of its index, which has amd64 and arm64 among others:
 # https://github.com/docker-library/repo-info/blob/422f3cfe488dc9ae394c5058b27db617f72c91db/repos/python/remote/3.13.15-slim.md
-ARG BASE=docker.io/library/python:3.13.15-slim@sha256:881d80734ee05dca6f7f42dcb080975652a53c7eda9ba1f03bb8da31aa6a6ec2
+ARG BASE=python:3.13.15-slim@sha256:881d80734ee05dca6f7f42dcb080975652a53c7eda9ba1f03bb8da31aa6a6ec2
 
 FROM ${BASE} AS build
 # Wheels only: nothing is compiled, so nothing to compile with is needed. A machine whose packages come from

@@ -16,12 +16,29 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODEL = "writer-model"
 WORDS = [f"word{number} " for number in range(40)]
+BROKEN = {
+    "cut": (answer(deltas=WORDS).first(9).then(Cut()), "upstream-failed"),
+    "cut-in-frame": (answer(deltas=WORDS).over(Wire(cut_after_bytes=1500)), "upstream-failed"),
+    "no-message-stop": (answer(deltas=WORDS).first(9), "upstream-failed"),
+    "exception": (answer(deltas=WORDS).first(9).then(Raise("modelStreamErrorException")), "upstream-failed"),
+    "throttled": (answer(deltas=WORDS).first(9).then(Raise("throttlingException")), "upstream-throttled"),
+    "stall": (answer(deltas=WORDS).first(9).then(Wait(NEVER)), "upstream-timeout"),
+    "silence": (Script((Head(), Wait(NEVER))), "upstream-timeout"),
+}
+# Each has a runtime and a model of its own: together they would open the breaker of one that others call.
+RUNTIME = """
+[runtimes.{name}]
+kind = "converse"
+model = "bedrock/{name}-model"
+max_output_tokens = 1000
+"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     directory: Path = tmp_path_factory.mktemp("stack")
-    async with Stack(directory, catalog=CATALOG, answers="scripts") as stack:
+    catalog = CATALOG + "".join(RUNTIME.format(name=name) for name in BROKEN)
+    async with Stack(directory, catalog=catalog, answers="scripts") as stack:
         yield stack
 
 
@@ -121,25 +138,14 @@ async def test_a_refusal_is_a_status(stack: Stack, ann: Caller, refused: str, st
 
 
 @pytest.mark.promise("truncation-is-failure", "one-terminal-event", "unreported-usage-estimated")
-@pytest.mark.parametrize(
-    ("script", "code"),
-    [
-        (answer(deltas=WORDS).first(9).then(Cut()), "upstream-failed"),
-        (answer(deltas=WORDS).over(Wire(cut_after_bytes=1500)), "upstream-failed"),
-        (answer(deltas=WORDS).first(9), "upstream-failed"),
-        (answer(deltas=WORDS).first(9).then(Raise("modelStreamErrorException")), "upstream-failed"),
-        (answer(deltas=WORDS).first(9).then(Raise("throttlingException")), "upstream-throttled"),
-        (answer(deltas=WORDS).first(9).then(Wait(NEVER)), "upstream-timeout"),
-        (Script((Head(), Wait(NEVER))), "upstream-timeout"),
-    ],
-    ids=["cut", "cut-in-frame", "no-message-stop", "exception", "throttled", "stall", "silence"],
-)
+@pytest.mark.parametrize("runtime", BROKEN)
 async def test_an_answer_that_breaks_off_fails_and_is_metered(
-    stack: Stack, ann: Caller, script: Script, code: str
+    stack: Stack, ann: Caller, runtime: str
 ) -> None:
-    await stack.bedrock.script(MODEL, script)
+    script, code = BROKEN[runtime]
+    await stack.bedrock.script(f"{runtime}-model", script)
 
-    async with ann.submit() as stream:
+    async with ann.submit(runtime=runtime) as stream:
         await stream.whole()
 
     terminal = [event for event in stream.events if event.type.startswith("invocation")][1:]
