@@ -25,7 +25,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import BotoCoreError, NoCredentialsError, NoRegionError
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 
 from service.config import ConfigError
@@ -72,18 +72,37 @@ class AwsEndpoint:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, session: aioboto3.Session, service: str, operation: str, **settings: Any
+        cls, service: str, operation: str, *, session: aioboto3.Session | None = None, **settings: Any
     ) -> AsyncIterator[Self]:
         """Find region, endpoint and credentials; leaving ends all calls.
 
         Args:
             operation: One of those that will be asked for: they are all signed in the same way.
+            session: To share what one reads once; else its own.
             settings: Of `AioConfig`: time-outs, the most connections.
 
         Raises:
-            ConfigError: A proxy would be needed, or the CA bundle can't be read.
-            BotoCoreError, ValueError: No region, no such profile, an endpoint that is no URL.
+            ConfigError: No region, no such profile, an endpoint that is no URL, a CA bundle that can't be
+                read, a proxy that would be needed.
         """
+        async with AsyncExitStack() as stack:
+            try:
+                endpoint = await cls._found(stack, session or new_session(), service, operation, settings)
+            except NoRegionError as exc:
+                raise ConfigError(["AWS_REGION is not set"]) from exc
+            except (BotoCoreError, ValueError) as exc:
+                raise ConfigError([f"the client for {service} can't be made: {exc}"]) from exc
+            yield endpoint
+
+    @classmethod
+    async def _found(
+        cls,
+        stack: AsyncExitStack,
+        session: aioboto3.Session,
+        service: str,
+        operation: str,
+        settings: Mapping[str, Any],
+    ) -> Self:
         sessions: list[HttpSession] = []
 
         def http_session(**arguments: Any) -> HttpSession:
@@ -93,14 +112,13 @@ class AwsEndpoint:
         config = AioConfig(
             retries={"total_max_attempts": 1, "mode": "standard"}, http_session_cls=http_session, **settings
         )
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(session.client(service, config=config))
-            pool = sessions[0].pool(client.meta.endpoint_url)
-            credentials = await session._session.get_credentials()  # aioboto3 has no other way to them
-            model = client.meta.service_model
-            scheme = await client._request_signer._choose_signer(operation, "standard", _signing(client))
-            signer = Signer(model.signing_name, client.meta.region_name) if scheme == "v4" else None
-            yield cls(client, credentials, pool, signer)
+        client = await stack.enter_async_context(session.client(service, config=config))
+        pool = sessions[0].pool(client.meta.endpoint_url)
+        credentials = await session._session.get_credentials()  # aioboto3 has no other way to them
+        model = client.meta.service_model
+        scheme = await client._request_signer._choose_signer(operation, "standard", _signing(client))
+        signer = Signer(model.signing_name, client.meta.region_name) if scheme == "v4" else None
+        return cls(client, credentials, pool, signer)
 
     async def begin(
         self,

@@ -14,15 +14,12 @@ billed.
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final, Self
 
-from botocore.exceptions import BotoCoreError, NoRegionError
-
-from service.config import ConfigError
 from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
-from service.models.aws_http import AwsEndpoint, new_session
+from service.models.aws_http import AwsEndpoint
 from service.models.bedrock_errors import Refusal, failure_of, foreign_code, stream_failure_of
 from service.models.bedrock_request import body_of, path_of
 from service.models.connection import Sink
@@ -58,21 +55,14 @@ class BedrockModel:
         Raises:
             ConfigError: No region, no such profile, an unusable endpoint, CA bundle or proxy.
         """
-        async with AsyncExitStack() as stack:
-            try:
-                opened = AwsEndpoint.open(
-                    new_session(),
-                    "bedrock-runtime",
-                    "ConverseStream",
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    read_timeout=silence_s,
-                    max_pool_connections=max_connections,
-                )
-                endpoint = await stack.enter_async_context(opened)
-            except NoRegionError as exc:
-                raise ConfigError(["AWS_REGION is not set"]) from exc
-            except (BotoCoreError, ValueError) as exc:
-                raise ConfigError([f"the client for Bedrock can't be made: {exc}"]) from exc
+        opened = AwsEndpoint.open(
+            "bedrock-runtime",
+            "ConverseStream",
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=silence_s,
+            max_pool_connections=max_connections,
+        )
+        async with opened as endpoint:
             yield cls(endpoint, pacing or Pacing())
 
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:

@@ -13,7 +13,7 @@ https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Err
 
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from zlib import crc32
 
@@ -24,13 +24,11 @@ from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     EndpointConnectionError,
-    NoRegionError,
     ReadTimeoutError,
 )
 
-from service.config import ConfigError
 from service.errors import UpstreamError, UpstreamFailed, UpstreamTimeout
-from service.models.aws_http import AwsEndpoint, new_session
+from service.models.aws_http import AwsEndpoint
 from service.models.connection import Exchange, Sink
 from service.stores.dynamodb_client import Call
 
@@ -52,21 +50,15 @@ async def connected(session: aioboto3.Session | None = None) -> AsyncIterator[Ca
     Raises:
         ConfigError: There is no region, or an endpoint, a profile or a CA bundle that can't be used.
     """
-    async with AsyncExitStack() as stack:
-        try:
-            opened = AwsEndpoint.open(
-                session or new_session(),
-                "dynamodb",
-                "GetItem",
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                max_pool_connections=CONNECTIONS,
-            )
-            endpoint = await stack.enter_async_context(opened)
-        except NoRegionError as error:
-            raise ConfigError(["AWS_REGION is not set"]) from error
-        except (BotoCoreError, ValueError) as error:
-            raise ConfigError([f"DynamoDB: {error}"]) from error
+    opened = AwsEndpoint.open(
+        "dynamodb",
+        "GetItem",
+        session=session,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=CONNECTIONS,
+    )
+    async with opened as endpoint:
 
         async def call(operation: str, parameters: dict[str, Any]) -> Any:
             return await _call(endpoint, operation, parameters)

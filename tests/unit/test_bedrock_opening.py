@@ -41,7 +41,7 @@ async def test_a_region_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_endpoint_must_be_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "nonsense")
 
-    with pytest.raises(ConfigError, match="the client for Bedrock can't be made"):
+    with pytest.raises(ConfigError, match="the client for bedrock-runtime can't be made"):
         async with opened():
             pass
 
