@@ -248,6 +248,7 @@ def _server_config(app: ASGIApp, settings: Settings, write_timeout_s: float) -> 
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nothing here asks who the peer is
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,

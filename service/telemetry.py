@@ -38,7 +38,7 @@ class Telemetry:
     """Writes the canonical lines."""
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
-        """One HTTP request was answered; `fields` are the middleware's. Good health is only DEBUG."""
+        """One HTTP request was answered; `fields` are the edge's. Good health is only DEBUG."""
         is_health = fields.get("operation") in ("ping", "ready") and fields.get("status") == 200
         level = logging.DEBUG if is_health else logging.INFO
         REQUESTS.log(level, "request", extra={FIELDS: _named(fields)})

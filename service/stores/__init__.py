@@ -264,7 +264,8 @@ class Store(Protocol):
         Those that were handed over have no owner, and are claimed at once. `running` are the invocations that
         `owner` really runs. Others of its own whose attempt began `ORPHAN_AGE_S` ago or earlier are claimed
         as well: the answer to their admission, claim or resumption was lost, or their attempt could not be
-        finished, and while the owner lives nobody else would end them.
+        finished, and while the owner lives nobody else would end them. That look costs by the number of what
+        it holds, so it is left out without `running`.
 
         The old attempt is closed: granted are its stored events up to its last turn's boundary, or, without
         one, up to its first event, if it stored any. A log of which nothing was stored gets its first event

@@ -47,7 +47,7 @@ _EXPIRED: Final = f"""
 _ORPHANED: Final = f"""
     SELECT i.invocation_id, i.stored_seq, i.created_at_ms
     FROM invocations AS i JOIN attempts AS a ON a.invocation_id = i.invocation_id AND a.number = i.attempt
-    WHERE i.state = 'running' AND i.owner = :owner
+    WHERE :orphaned_before >= 0 AND i.state = 'running' AND i.owner = :owner
         AND i.invocation_id NOT IN (SELECT value FROM json_each(:running))
         AND coalesce(a.started_at_ms, i.created_at_ms) <= :orphaned_before
         AND {_SERVED}
