@@ -119,6 +119,8 @@ class Route:
 class _Call:
     """One try at one model, with a limit for its first event if there is another model to try."""
 
+    __slots__ = ("_deliver", "_first_event_s", "_is_sent", "_patience", "_request", "_watched", "has_begun")
+
     def __init__(self, request: ModelRequest, deliver: Deliver, first_event_s: float | None) -> None:
         self.has_begun = False
         self._request = request
