@@ -20,7 +20,7 @@ from bench.subjects import Running, Start, SubjectMissing, Upstream, direct, sta
 Figures = dict[str, float]
 
 DIRECT = "direct"
-_WARM_UP = Plan(first_ms=1, deltas=10, interval_us=1000)
+WARM_UP = Plan(first_ms=1, deltas=10, interval_us=1000)
 _WARM_UP_REQUESTS = 20
 _WARM_UP_S = 20.0
 _AGAIN_S = 0.5
@@ -86,7 +86,7 @@ class Bed:
         until_s = time.monotonic() + _WARM_UP_S
         while True:
             try:
-                self.load(_WARM_UP, way="sequential", times=_WARM_UP_REQUESTS, limit_s=30.0)
+                self.load(WARM_UP, way="sequential", times=_WARM_UP_REQUESTS, limit_s=30.0)
                 return
             except SubjectFailed:
                 if time.monotonic() > until_s:
@@ -145,7 +145,7 @@ def measure(group: Group, run: int, effort: Effort, say: Say) -> None:
 
 
 def _measure_once(name: str, parts: Sequence[tuple[Scenario, Row]], effort: Effort) -> None:
-    plans = [_WARM_UP, *(plan for scenario, _ in parts for plan in scenario.plans(name, effort))]
+    plans = [WARM_UP, *(plan for scenario, _ in parts for plan in scenario.plans(name, effort))]
     first = parts[0][0]
     start = first.subjects.get(name)
     left = [row for _, row in parts]  # those of this round that have neither figures nor a reason

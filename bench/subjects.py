@@ -27,6 +27,7 @@ from bench.certificates import certify
 from bench.loads import Asking
 from bench.port_shape import SHAPES
 from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
+from bench.sampler import SAMPLES
 from bench.script import DELTA_MARK, Plan
 from local.dynamodb import DynamoDbLocal, EmulatorDied
 from local.emulators import EmulatorMissing
@@ -188,6 +189,12 @@ def start_headrace(processes: Processes, upstream: Upstream, plans: Sequence[Pla
     return _start_service(processes, upstream, plans, _in_file(processes))
 
 
+def start_headrace_sampled(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same under `sampler`, which writes its samples to the measurement's folder."""
+    samples = {SAMPLES: str(processes.folder / SAMPLES)}
+    return _start_service(processes, upstream, plans, _in_file(processes) | samples, module="bench.sampler")
+
+
 def start_headrace_on_chat(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """The same in front of the chat/completions endpoint, as smg is."""
     return _start_service(processes, upstream, plans, _in_file(processes), model="chat")
@@ -231,6 +238,7 @@ def _start_service(
     store: Mapping[str, str],
     *,
     model: str = "bedrock",
+    module: str = "service",
 ) -> Running:
     issuer_port, port = free_port(), free_port()
     issuer = f"http://127.0.0.1:{issuer_port}"
@@ -246,7 +254,7 @@ def _start_service(
         "HEADRACE_AUDIENCES": _AUDIENCE,
         **store,
     }
-    pid = processes.python("service", port=port, environ=environ)
+    pid = processes.python(module, port=port, environ=environ)
     tokens = [_id_token(f"{issuer}/token", f"user-{number}") for number in range(_USERS)]
     headers = [f"Authorization: Bearer {token}\r\n" for token in tokens]
     tables = (store.get(table.setting, "") for table in (USAGE, INVOCATIONS))
