@@ -112,6 +112,15 @@ def test_a_run_that_failed_holds_no_goal() -> None:
     assert targets.table(sections, targets.TARGETS[:1])[1][1:] == ["at most 2", "1.60", "1.50", "2 of 3"]
 
 
+def test_a_goal_that_is_missed_says_what_bounds_it() -> None:
+    ours = section(runs("copy", 10, 10), runs("headrace", 15, 21))
+    goal = targets.TARGETS[0]
+
+    assert targets.missed({"saturation": ours}) == [f"{goal.says}: {goal.bounded_by}"]
+    assert f"- {goal.says}: {goal.bounded_by}" in pages.results_page({"saturation": ours})
+    assert [goal.says for goal in targets.TARGETS if not goal.bounded_by] == []
+
+
 def test_a_goal_to_reach_is_worst_where_it_is_smallest() -> None:
     sections = {"saturation": section(runs("litellm", 400, 600), runs("headrace", 25, 25))}
 
