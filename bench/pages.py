@@ -30,8 +30,8 @@ _TARGETS = """## The goals
 
 Of every run; what counts are the ratios of one run.
 """
-_MISSED = """What bounds those that did not hold in every run, the largest part first; where the time goes is in
-[PROFILE.md](PROFILE.md):
+_MISSED = """What bounds those that did not hold in every run, the largest part first, and
+[where the time goes](PROFILE.md):
 """
 
 
