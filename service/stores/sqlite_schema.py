@@ -262,6 +262,7 @@ def _prepare(db: sqlite3.Connection, path: str, busy_timeout_s: float, migration
             db.execute("PRAGMA journal_mode = WAL").fetchone()
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA temp_store = MEMORY")  # what undoes a statement needs no file
             db.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}").fetchone()
             _migrate(db, path, migrations)
             return

@@ -40,7 +40,14 @@ def refusal(path: Path, migrations: Migrations = MIGRATIONS) -> list[str]:
 def test_a_new_file_is_durable_private_and_has_the_newest_schema(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     with closing(open_database(str(path), busy_timeout_s=5.0)) as db:
-        names = ("journal_mode", "synchronous", "foreign_keys", "user_version", "application_id")
+        names = (
+            "journal_mode",
+            "synchronous",
+            "foreign_keys",
+            "temp_store",
+            "user_version",
+            "application_id",
+        )
         found = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
         wal_mode = (tmp_path / "store.sqlite-wal").stat().st_mode
 
@@ -48,6 +55,7 @@ def test_a_new_file_is_durable_private_and_has_the_newest_schema(tmp_path: Path)
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
+        "temp_store": 2,  # MEMORY
         "user_version": len(MIGRATIONS),
         "application_id": APPLICATION_ID,
     }
