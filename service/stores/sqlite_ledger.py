@@ -33,6 +33,7 @@ from service.stores.windows import (
 COUNTED: Final = "input_tokens + output_tokens + cache_write_tokens"
 """What counts against a quota: `Usage.counted_tokens`, in SQL."""
 
+_HOLD: Final = "(sub, invocation_id, attempt, turn) = (?, ?, ?, ?)"
 _STANDING: Final = f"""
     SELECT
         (SELECT coalesce(sum({COUNTED}), 0) FROM usage
@@ -67,13 +68,13 @@ _ADD: Final = """
 """
 _OPEN_HOLDS: Final = """
     SELECT r.attempt, r.turn, r.sub, i.runtime_id, r.tokens
-    FROM reservations AS r JOIN invocations AS i USING (invocation_id)
-    WHERE r.invocation_id = ? ORDER BY r.attempt, r.turn
+    FROM invocations AS i JOIN reservations AS r USING (sub, invocation_id)
+    WHERE i.invocation_id = ? ORDER BY r.attempt, r.turn
 """
 _BUDGET: Final = f"""
     SELECT {COUNTED} + (
         SELECT coalesce(sum(tokens), 0) FROM reservations
-        WHERE invocation_id = i.invocation_id AND attempt = i.attempt AND expires_at_ms > ?
+        WHERE (sub, invocation_id, attempt) = (i.sub, i.invocation_id, i.attempt) AND expires_at_ms > ?
     ) FROM invocations AS i WHERE invocation_id = ? AND attempt = ? AND {MAY_WRITE}
 """  # noqa: S608 - the parts are constants
 
@@ -104,8 +105,8 @@ def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> 
     row = db.execute(_BUDGET, (now_ms, hold.invocation_id, hold.attempt)).fetchone()
     if row is None:
         raise Fenced
-    key = (hold.invocation_id, hold.attempt, hold.turn)
-    held = db.execute("SELECT 1 FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
+    key = (hold.sub, hold.invocation_id, hold.attempt, hold.turn)
+    held = db.execute(f"SELECT 1 FROM reservations WHERE {_HOLD}", key)  # noqa: S608 - a constant
     if held.fetchone():
         return
     check_budget(limits, used_tokens=row[0], requested_tokens=hold.tokens)
@@ -134,7 +135,7 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
             now_ms,
         ),
     )
-    db.execute("DELETE FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
+    db.execute(f"DELETE FROM reservations WHERE {_HOLD}", (settlement.sub, *key))  # noqa: S608 - the same
     if written.rowcount == 0:
         return False
     if charged:

@@ -246,9 +246,7 @@ async def test_a_clock_that_is_behind_moves_no_deadline_back(store: Store) -> No
     assert claim.invocation.deadline_at_ms == waiting.deadline_at_ms
 
 
-async def test_a_paused_invocation_is_taken_over_to_be_ended_whether_there_is_room_or_not(
-    store: Store,
-) -> None:
+async def test_a_paused_invocation_is_taken_over_to_be_ended_with_or_without_room(store: Store) -> None:
     await paused(store)
 
     claim = await store.resume("inv_1", 1, "owner-2", NOW + DAY_MS, limits=None)
