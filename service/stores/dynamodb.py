@@ -235,7 +235,7 @@ class DynamoStore:
         return await events.read(self._tables, invocation_id, after, limit_bytes)
 
     @_decision
-    async def finish(self, ending: Ending, now_ms: int) -> Invocation:
+    async def finish(self, ending: Ending, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -244,9 +244,8 @@ class DynamoStore:
         if not (ending.state.is_terminal and ending.block.events and is_terminal(ending.block.events[-1])):
             raise ValueError("an ending has a terminal state and a terminal event")
         self._pens.check(ending.invocation_id, ending.attempt, ending.block)
-        ended = await attempts.finish(self._tables, ending, now_ms)
+        await attempts.finish(self._tables, ending, now_ms)
         self._pens.end(ending.invocation_id, ending.attempt)
-        return ended
 
     @_decision
     async def hand_over(self, given: HandOver, now_ms: int) -> None:
@@ -255,7 +254,7 @@ class DynamoStore:
         self._pens.end(given.invocation_id, given.attempt)
 
     @_decision
-    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+    async def pause(self, pause: Pause, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -264,9 +263,8 @@ class DynamoStore:
         if not pause.block.events or event_type(pause.block.events[-1]) != b"invocationPaused":
             raise ValueError("a pause ends with invocationPaused")
         self._pens.check(pause.invocation_id, pause.attempt, pause.block)
-        waiting = await pauses.pause(self._tables, pause, now_ms)
+        await pauses.pause(self._tables, pause, now_ms)
         self._pens.end(pause.invocation_id, pause.attempt)
-        return waiting
 
     @_decision
     async def list_paused(

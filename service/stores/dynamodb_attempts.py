@@ -159,14 +159,14 @@ def event_writes(tables: Tables, invocation_id: str, block: Block, now_ms: int) 
 # ---------------------------------------------------------------- how it ends
 
 
-async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
+async def finish(tables: Tables, ending: Ending, now_ms: int) -> None:
     """Store the last events, settle, and write the terminal state.
 
     Raises:
         Fenced: The attempt may not write, or another ending was committed.
     """
 
-    async def once() -> Invocation:
+    async def once() -> None:
         record = await load(tables, ending.invocation_id)
         if record is None or record.shown.attempt != ending.attempt:
             raise Fenced
@@ -178,7 +178,7 @@ async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
                 ending.block.events[-1],
             ):
                 raise Fenced
-            return shown
+            return
         if record.fence != ending.attempt or ending.block.attempt != ending.attempt:
             raise Fenced
         change = closing(tables, record, ending.settlements, now_ms)
@@ -199,9 +199,8 @@ async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
         )
         change.ends()
         await change.commit()
-        return await reread(tables, ending.invocation_id)
 
-    return await decide(once)
+    await decide(once)
 
 
 async def hand_over(tables: Tables, given: HandOver, now_ms: int) -> None:

@@ -42,6 +42,9 @@ def unpack(codec: int, blob: bytes) -> tuple[bytes, ...]:
 
 
 def _pieces(block: Block, piece_bytes: int) -> Iterator[Block]:
+    if block.size_bytes + len(block.events) <= piece_bytes:  # joined it has a byte between two events
+        yield block
+        return
     begin = 0
     size_bytes = 0
     for index, event in enumerate(block.events):

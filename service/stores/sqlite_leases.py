@@ -138,7 +138,7 @@ def _take_over(db: sqlite3.Connection, owner: str, now_ms: int, invocation_id: s
     if record.attempt == 1 and stored_seq == 0:
         _store_start(db, record)
         stored_seq = 1
-    settle_open_holds(db, record, now_ms, charged=False)
+    settle_open_holds(db, invocation_id, now_ms, charged=False)
     last = _granted(attempts.turns(db, invocation_id), record.attempt, stored_seq)
     attempts.close(db, invocation_id, last, AttemptEnd.LOST)
     attempts.begin_next(db, invocation_id, record.attempt + 1, owner, now_ms)
