@@ -15,7 +15,15 @@ from service.stores.dynamodb_attempts import closed, closing, event_writes, rere
 from service.stores.dynamodb_client import BATCH_READS, Refused, Write, update
 from service.stores.dynamodb_items import PAUSED, Record, call_name, record_key
 from service.stores.dynamodb_ledger import Change
-from service.stores.dynamodb_records import Tables, decide, keep_longer, load, load_input, load_many
+from service.stores.dynamodb_records import (
+    Tables,
+    decide,
+    decide_as,
+    keep_longer,
+    load,
+    load_input,
+    load_many,
+)
 from service.stores.dynamodb_takeover import begin_next, held, turns
 from service.stores.windows import check_budget
 
@@ -30,8 +38,7 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
     """
     last = given.block.last
 
-    async def once() -> Invocation:
-        record = await load(tables, given.invocation_id)
+    async def once(record: Record | None) -> Invocation:
         if record is None:
             raise Fenced
         shown = record.shown
@@ -56,9 +63,9 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
         )
         change.ends()
         await change.commit()
-        return await reread(tables, given.invocation_id)
+        return change.left().shown
 
-    return await decide(once)
+    return await decide_as(tables, given.invocation_id, given.attempt, once)
 
 
 async def list_due(tables: Tables, now_ms: int, limit: int, runtimes: Collection[str] | None) -> list[Paused]:
