@@ -42,11 +42,10 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -104,8 +103,11 @@ def _decision(
     """Count a call of the port while it runs, and refuse it once the store is closed."""
 
     async def decided(store: _Store, /, *args: _Asked.args, **named: _Asked.kwargs) -> _Answer:
-        with store.counted():
+        store.called()
+        try:
             return await method(store, *args, **named)
+        finally:
+            store.answered()
 
     return wraps(method)(decided)
 
@@ -164,19 +166,18 @@ class DynamoStore:
             finally:
                 await store.aclose()
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
+    def called(self) -> None:
         """Note that a call is under way; once the store is closed there are none."""
         if self._closed:
             raise StoreUnavailable("The store is closed.", retry_after_s=RETRY_AFTER_S)
         self.waiting += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-            if not self.waiting:
-                self._idle.set()
+
+    def answered(self) -> None:
+        """Note that it is over."""
+        self.waiting -= 1
+        if not self.waiting:
+            self._idle.set()
 
     @_decision
     async def create_invocation(self, new: NewInvocation, limits: Limits, now_ms: int) -> Invocation:

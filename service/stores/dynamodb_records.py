@@ -202,8 +202,9 @@ async def create(tables: Tables, new: NewInvocation, limits: Limits, now_ms: int
         new.invocation_id, 1, 1, new.sub, new.first_reservation_tokens, new.reservation_expires_at_ms
     )
     record, beside = new_record(new, now_ms), []
-    # A large input is compressed once, where it is written.
-    codec, packed = compress(new.input) if len(new.input) <= _MAY_BE_INLINE_BYTES else (RAW, new.input)
+    # One that fits stays as it is, and a large one is compressed once, where it is written.
+    may_fit = INLINE_INPUT_BYTES < len(new.input) <= _MAY_BE_INLINE_BYTES
+    codec, packed = compress(new.input) if may_fit else (RAW, new.input)
     if len(packed) <= INLINE_INPUT_BYTES:
         record |= {"input": packed, "input_codec": codec}
     else:

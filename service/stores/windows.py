@@ -11,6 +11,7 @@ A bucket's id sorts as its time does. A bucket that a process with a faster cloc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from service.config import Limits
@@ -31,6 +32,7 @@ SETTLING_RETRY_S: Final = 5.0
 
 _BUCKET_FORMAT: Final = f"{BUCKET_PREFIX}%Y-%m-%d:%H:%M"
 _MONTH_FORMAT: Final = f"{MONTH_PREFIX}%Y-%m"
+_DAY_MS: Final = 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,12 @@ class Bucket:
 
 def bucket_id(at_ms: int) -> str:
     """Return the id of the bucket that a moment falls into."""
-    return _utc(at_ms - at_ms % (BUCKET_S * 1000)).strftime(_BUCKET_FORMAT)
+    return _bucket_id(at_ms // (BUCKET_S * 1000))
+
+
+@lru_cache(maxsize=256)  # a window's, and some more
+def _bucket_id(number: int) -> str:
+    return _utc(number * BUCKET_S * 1000).strftime(_BUCKET_FORMAT)
 
 
 def oldest_bucket_id(now_ms: int) -> str:
@@ -59,7 +66,12 @@ def oldest_bucket_id(now_ms: int) -> str:
 
 def month_id(at_ms: int) -> str:
     """Return the id of the calendar month (UTC) that a moment falls into."""
-    return _utc(at_ms).strftime(_MONTH_FORMAT)
+    return _month_id(at_ms // _DAY_MS)
+
+
+@lru_cache(maxsize=64)
+def _month_id(day: int) -> str:
+    return _utc(day * _DAY_MS).strftime(_MONTH_FORMAT)
 
 
 def month_bounds_ms(at_ms: int) -> tuple[int, int]:
