@@ -31,8 +31,9 @@
                     dynamodb_client      calls, retries, values            dynamodb_items     items and keys
                     dynamodb_tables      what the tables must look like    dynamodb_connection
 
-Reads that decide are strongly consistent. Time to live deletes content after the latest time at which it may
-be needed, and a record once its ledger is old; until then reads ignore what is over.
+Reads that decide are strongly consistent; what an attempt remembers of its record (`dynamodb_records.Known`)
+is asked for again by the conditions of what it writes. Time to live deletes content after the latest time at
+which it may be needed, and a record once its ledger is old; until then reads ignore what is over.
 """
 
 import asyncio

@@ -340,7 +340,7 @@ def _expressions(
 
 @lru_cache(maxsize=256)  # one for each form of a decision
 def _names(*texts: str) -> dict[str, str]:
-    """Return the attributes that expressions name; shared by all who ask, so it must not be changed."""
+    """Return the attributes that expressions name; shared by all who ask, so it is not to be changed."""
     return {f"#{name}": name for text in texts for name in _NAME.findall(text)}
 
 
@@ -361,7 +361,11 @@ def pack_value(value: Any) -> dict[str, Any]:
         return {"M": {name: pack_value(each) for name, each in value.items()}}
     if isinstance(value, bytes):
         return {"B": value}
-    return {"NULL": True} if value is None else {"BOOL": value}
+    if value is None:
+        return {"NULL": True}
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    raise TypeError(f"no value of an item: {type(value).__name__}")
 
 
 def unpack(item: Mapping[str, Any]) -> Item:
