@@ -40,14 +40,14 @@ PROCESS_MB = 200
 ZONES = 2
 
 # Units of an answer, by table (docs/operations.md), and what a process reads whatever it does.
-RECORD_WRITES, USAGE_WRITES, READS = 22, 12, 8
+RECORD_WRITES, USAGE_WRITES, READS = 22, 12, 6
 PROCESS_READS_PER_S, PROCESS_WRITES_PER_S = 4.0, 0.1
 LOOK_S = 1.8
 """How often a process looks for lost invocations: `takeover.LONGEST_LOOK_S`, less its jitter."""
 LEASE_BYTES = 90
 READ_BYTES = 4096
 OLD_LEASES = 1
-"""Leases of ended processes, a task: they stay a day, in which each task is replaced once."""
+"""Leases of ended processes, a task: they stay an hour, and a deploy replaces each task once: the worst hour."""
 TOKEN_S = 900
 """How long an ID token lasts, so how often each caller gets a new one."""
 

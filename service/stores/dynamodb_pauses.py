@@ -15,7 +15,15 @@ from service.stores.dynamodb_attempts import closed, closing, event_writes, rere
 from service.stores.dynamodb_client import BATCH_READS, Refused, Write, update
 from service.stores.dynamodb_items import PAUSED, Record, call_name, record_key
 from service.stores.dynamodb_ledger import Change
-from service.stores.dynamodb_records import Tables, decide, keep_longer, load, load_input, load_many
+from service.stores.dynamodb_records import (
+    Tables,
+    decide,
+    decide_as,
+    keep_longer,
+    load,
+    load_input,
+    load_many,
+)
 from service.stores.dynamodb_takeover import begin_next, held, turns
 from service.stores.windows import check_budget
 
@@ -30,8 +38,7 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> None:
     """
     last = given.block.last
 
-    async def once() -> None:
-        record = await load(tables, given.invocation_id)
+    async def once(record: Record | None) -> None:
         if record is None:
             raise Fenced
         shown = record.shown
@@ -57,7 +64,7 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> None:
         change.ends()
         await change.commit()
 
-    await decide(once)
+    await decide_as(tables, given.invocation_id, given.attempt, once)
 
 
 async def list_due(tables: Tables, now_ms: int, limit: int, runtimes: Collection[str] | None) -> list[Paused]:

@@ -43,7 +43,7 @@ def test_units_are_those_of_the_answers_and_of_the_processes() -> None:
 
     assert of.answers_per_s == 100
     assert of.writes_per_s == pytest.approx(100 * 34 + 2 * 0.1)
-    assert of.reads_per_s == pytest.approx(100 * 8 + 2 * 4 + 2 / 1.8 + 2 * 2 / 2 / 1.8)
+    assert of.reads_per_s == pytest.approx(100 * 6 + 2 * 4 + 2 / 1.8 + 2 * 2 / 2 / 1.8)
 
 
 @pytest.mark.parametrize("reads_per_s", [lease_reads_per_s, look_reads_per_s])
