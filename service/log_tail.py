@@ -122,16 +122,13 @@ class Log:
             run = self._newest = _Run(attempt, first_seq)
             self._runs.append(run)
             self._attempt = attempt
-        if len(events) == 1:  # the usual case by far
-            size_bytes = len(events[0])
-            self._seq = first_seq
-        else:
-            size_bytes = sum(map(len, events))
-            self._seq = first_seq + len(events) - 1
+        count = len(events)
+        size_bytes = len(events[0]) if count == 1 else sum(map(len, events))
+        self._seq = first_seq + count - 1
         run.events += events
-        self._tail_bytes += size_bytes
+        self._tail_bytes = tail_bytes = self._tail_bytes + size_bytes
         self.ended = ended
-        if self._tail_bytes > TAIL_LIMIT_BYTES:
+        if tail_bytes > TAIL_LIMIT_BYTES:
             self._trim()
         for listener in self._listeners:
             listener(block)

@@ -143,8 +143,9 @@ class Reader:
     def _on_block(self, block: Block) -> None:
         """Take a block from the log: called only while attached, with the block that follows the cursor."""
         self._attempt, first_seq, events = block
-        self._seq = first_seq + len(events) - 1
-        self.events_sent += len(events)
+        count = len(events)
+        self._seq = first_seq + count - 1
+        self.events_sent += count
         body = self._wire.block(block)
         if self._log.ended:
             self._write(body, end="terminal")

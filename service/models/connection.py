@@ -178,10 +178,11 @@ class Exchange:
         except Exception as exc:  # noqa: BLE001 - the loop called us: whatever it is goes to the task that waits
             self._wake(exc)
             return
+        if self._gate is None and broken is None and not self._complete:
+            return
         if self._gate is not None and not self._complete:
             self._transport.pause_reading()
-        if broken is not None or self._gate is not None or self._complete:
-            self._wake(broken)
+        self._wake(broken)
 
     def connection_lost(self, cause: Exception | None) -> None:
         """Take the end of the connection: also that of a body of no stated length (RFC 9112, section 6.3)."""

@@ -125,21 +125,15 @@ class Decoder:
     def _decode(self, stream: bytes, frames: list[Frame]) -> int:
         start, size = 0, len(stream)
         while size - start >= _PRELUDE_BYTES:
-            total_bytes, headers_bytes, prelude_checksum = _PRELUDE.unpack_from(stream, start)
-            checksum = crc32(stream[start : start + 8])
-            if checksum != prelude_checksum:
-                raise ChecksumMismatch("the checksum of a prelude does not match")
-            payload_bytes = total_bytes - headers_bytes - _OVERHEAD_BYTES
-            if headers_bytes > MAX_HEADERS_BYTES or not 0 <= payload_bytes <= MAX_PAYLOAD_BYTES:
-                raise LimitExceeded(f"a frame of {total_bytes} bytes with {headers_bytes} bytes of headers")
+            total_bytes, payload_at, checksum = _lengths(stream[start : start + _PRELUDE_BYTES])
             next_start = start + total_bytes
             if next_start > size:
                 self._needed_bytes = total_bytes
                 return start
             end = next_start - _CHECKSUM_BYTES
-            if crc32(stream[start + 8 : end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
+            if crc32(stream[start + _PRELUDE_BYTES : end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
                 raise ChecksumMismatch("the checksum of a message does not match")
-            payload_start = end - payload_bytes
+            payload_start = start + payload_at
             kind, type_ = _meaning(stream[start + _PRELUDE_BYTES : payload_start])
             if kind != "event":
                 raise ExceptionFrame(kind, type_.decode("utf-8", "replace"), stream[payload_start:end])
@@ -147,6 +141,18 @@ class Decoder:
             start = next_start
         self._needed_bytes = _PRELUDE_BYTES
         return start
+
+
+@lru_cache(maxsize=1024)  # deltas of all streams have the same few hundred lengths
+def _lengths(prelude: bytes) -> tuple[int, int, int]:
+    """Check a prelude; returns the bytes of its frame, where in it the payload begins, and its checksum."""
+    total_bytes, headers_bytes, prelude_checksum = _PRELUDE.unpack(prelude)
+    if crc32(prelude[:8]) != prelude_checksum:
+        raise ChecksumMismatch("the checksum of a prelude does not match")
+    payload_bytes = total_bytes - headers_bytes - _OVERHEAD_BYTES
+    if headers_bytes > MAX_HEADERS_BYTES or not 0 <= payload_bytes <= MAX_PAYLOAD_BYTES:
+        raise LimitExceeded(f"a frame of {total_bytes} bytes with {headers_bytes} bytes of headers")
+    return total_bytes, _PRELUDE_BYTES + headers_bytes, crc32(prelude)
 
 
 @lru_cache(maxsize=64)  # all deltas of all streams carry the same few header blocks
