@@ -83,6 +83,7 @@ async def submit(request: Request) -> Answer:
     body = await _json_body(request, runtime)
     submission = parse_submission(body, runtime)
     retry_of = Retry(idempotency_key, body) if idempotency_key else None
+    service.runner.check_room(principal.sub)  # the body took its time; who is refused is to submit again
     with nullcontext() if detached else service.follow.room(principal.sub):
         with service.runner.room(principal.sub):
             admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)

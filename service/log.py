@@ -190,10 +190,11 @@ class GroupCommit:
         pending.events += block.events
         pending.size_bytes += size_bytes
         self._pending_bytes += size_bytes
+        if pending.size_bytes < COMMIT_AT_BYTES and not self.is_full:
+            return None
         if pending.size_bytes >= COMMIT_AT_BYTES:
             self._full.set()
-        all_bytes = self._pending_bytes + self._writing_bytes
-        if pending.size_bytes < UNSTORED_LIMIT_BYTES and all_bytes < self._limit_bytes:
+        if pending.size_bytes < UNSTORED_LIMIT_BYTES and not self.is_full:
             return None
         if pending.room is None:
             pending.room = asyncio.get_running_loop().create_future()

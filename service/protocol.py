@@ -58,9 +58,9 @@ def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
 
     `send` costs a coroutine, a message and a look at each of its parts; a stream writes once a delta.
     """
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not body:
+    if not cycle.chunked_encoding or cycle.flow.write_paused or not body:  # chunked: once it has started
         return False
-    if not (cycle.response_started and cycle.chunked_encoding):
+    if cycle.disconnected or cycle.response_complete:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True

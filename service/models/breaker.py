@@ -16,10 +16,9 @@ The pattern: https://learn.microsoft.com/en-us/azure/architecture/patterns/circu
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal, Self
 
 from service.errors import UpstreamFailed, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
 
@@ -28,6 +27,7 @@ MIN_CALLS: Final = 10
 FAILURE_RATE: Final = 0.5
 OPEN_S: Final = 5.0
 REMEMBERED_CALLS: Final = 1000
+_FAILURES: Final = (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout, UpstreamFailed)
 PROBED_AGAIN_S: Final = 1.0
 """When to come back while a probe runs."""
 
@@ -41,16 +41,32 @@ class BreakerState(StrEnum):
 
 
 class Watched:
-    """One call while it runs; `answered` is to be called at its first event."""
+    """One call, while its block runs; `answered` is to be called at its first event."""
 
-    __slots__ = ("_on_answer",)
+    __slots__ = ("_breaker", "_has_answered", "_is_probe")
 
-    def __init__(self, on_answer: Callable[[], None]) -> None:
-        self._on_answer = on_answer
+    def __init__(self, breaker: "Breaker") -> None:
+        self._breaker = breaker
+        self._is_probe = False
+        self._has_answered = False
 
     def answered(self) -> None:
         """Count the call as good."""
-        self._on_answer()
+        self._has_answered = True
+        self._breaker._note_answer(is_probe=self._is_probe)
+
+    def __enter__(self) -> Self:
+        self._is_probe = self._breaker._begin()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> Literal[False]:
+        if error is None and not self._has_answered:
+            self.answered()
+        elif isinstance(error, _FAILURES):
+            self._breaker._note_failure(probe_failed=self._is_probe and not self._has_answered)
+        if self._is_probe and not self._has_answered:
+            self._breaker._is_probed = False
+        return False
 
 
 class Breaker:
@@ -88,34 +104,27 @@ class Breaker:
             return 0.0
         return max(self._opened_until_s - self._now_s(), PROBED_AGAIN_S if self._is_probed else 0.0)
 
-    @contextmanager
-    def watch(self) -> Iterator[Watched]:
+    def watch(self) -> Watched:
         """Count the call that is made in this block; one that is made while half-open is the probe."""
-        is_probe = self._opened_until_s is not None
+        return Watched(self)
+
+    def _begin(self) -> bool:
+        """Note that a call begins; whether it is the probe."""
+        if self._opened_until_s is None:
+            return False
+        self._is_probed = True
+        self._tell(BreakerState.HALF_OPEN)
+        return True
+
+    def _note_answer(self, *, is_probe: bool) -> None:
         if is_probe:
-            self._is_probed = True
-            self._tell(BreakerState.HALF_OPEN)
-        has_answered = False
+            self._close()
+        self._outcomes.append((self._now_s(), False))
 
-        def answered() -> None:
-            nonlocal has_answered
-            has_answered = True
-            if is_probe:
-                self._close()
-            self._outcomes.append((self._now_s(), False))
-
-        try:
-            yield Watched(answered)
-            if not has_answered:
-                answered()
-        except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout, UpstreamFailed):
-            self._outcomes.append((self._now_s(), True))
-            if (is_probe and not has_answered) or (self._opened_until_s is None and self._fails_too_often()):
-                self._open()
-            raise
-        finally:
-            if is_probe and not has_answered:
-                self._is_probed = False
+    def _note_failure(self, *, probe_failed: bool) -> None:
+        self._outcomes.append((self._now_s(), True))
+        if probe_failed or (self._opened_until_s is None and self._fails_too_often()):
+            self._open()
 
     def _fails_too_often(self) -> bool:
         while self._outcomes and self._outcomes[0][0] <= self._now_s() - WINDOW_S:
