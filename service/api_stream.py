@@ -22,7 +22,7 @@ STREAM_HEADERS: Final[Headers] = [
     (b"x-accel-buffering", b"no"),
 ]
 ABORT: Final = "headrace.abort"
-"""Key of `scope["extensions"]`: a function that drops the connection, from `__main__`'s protocol class."""
+"""Key of `scope["extensions"]`: a function that drops the connection, from `protocol`."""
 WRITE: Final = "headrace.write"
 """Key of `scope["extensions"]`: a `readers.Write`, from the same."""
 

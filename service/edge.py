@@ -70,8 +70,9 @@ class Edge:
             try:
                 await send(self._head(request, answer))
                 del request
-                scope["headers"].clear()  # a token among them: a stream may be open for an hour
-                await answer.write(scope, receive, send)
+                writing = answer.write(scope, receive, send)
+                _forget(scope)
+                await writing
             finally:
                 answer.close(line)
         except Exception:  # what was answered is logged: the server would log it once more, text and all
@@ -106,6 +107,14 @@ class Edge:
             (b"x-request-id", request.line["request_id"].encode()),
         ]
         return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+def _forget(scope: Scope) -> None:
+    """Drop what the request said, a token among it: its answer may stream for an hour."""
+    method = scope["method"]
+    scope["headers"].clear()  # the server holds the list too
+    scope.clear()
+    scope["method"] = method  # the server's `send` asks for it
 
 
 def _shape(segments: Sequence[str]) -> Shape:

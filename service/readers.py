@@ -121,7 +121,11 @@ class Reader:
         """
         self._send, self._abort, self._write_now = send, abort, write
         try:
-            await self._send_now(self._wire.connected)
+            if self._write_now(self._wire.connected):
+                self.bytes_sent += len(self._wire.connected)
+                self._touch()
+            else:
+                await self._send_now(self._wire.connected)
             self._began = True
             self._wheel.add(self)
             self._log.on_move(self._leave)

@@ -37,7 +37,7 @@ LAYERS: Final[dict[int, set[str]]] = {
         "telemetry",
     },
     4: {"edge", "api", "problems", "views"},
-    5: {"app", "operate", "__main__"},
+    5: {"app", "operate", "protocol", "__main__"},
 }
 MAY_IMPORT: Final = {0: {0}, 1: {0}, 2: {0, 1}, 3: {0, 1}, 4: {0, 1, 2}, 5: {0, 1, 2, 3, 4, 5}}
 
