@@ -47,7 +47,7 @@ LOOK_S = 1.8
 LEASE_BYTES = 90
 READ_BYTES = 4096
 OLD_LEASES = 1
-"""Leases of ended processes, a task: they stay an hour, and a deploy replaces each task once: the worst hour."""
+"""Leases of ended processes, a task: they stay an hour, and this is the hour after a deploy."""
 TOKEN_S = 900
 """How long an ID token lasts, so how often each caller gets a new one."""
 

@@ -19,10 +19,9 @@ async def test_an_invocation_of_one_turn_is_two_transactions(open_store: OpenSto
         faults.none()
 
         await store.create_invocation(new(2), LIMITS, NOW)
-        ended = await store.finish(ending(2, 1, settlement(2, 1, used(60))), NOW)
+        await store.finish(ending(2, 1, settlement(2, 1, used(60))), NOW)
 
         assert faults.operations == [WRITE, WRITE]
-        assert ended == await store.load_invocation("inv_2")
 
 
 async def test_what_another_process_has_changed_is_read_before_it_is_decided_on(
@@ -33,11 +32,12 @@ async def test_what_another_process_has_changed_is_read_before_it_is_decided_on(
         await another.request_cancel("inv_1", NOW + 1)
         faults.none()
 
-        ended = await store.finish(ending(1, 1, state=State.CANCELLED), NOW + 2)
+        await store.finish(ending(1, 1, state=State.CANCELLED), NOW + 2)
 
         assert faults.operations == [WRITE, "GetItem", WRITE]
+        ended = await another.load_invocation("inv_1")
+        assert ended is not None
         assert ended.cancel_requested_at_ms == NOW + 1
-        assert ended == await another.load_invocation("inv_1")
 
 
 async def test_nothing_is_refused_by_what_is_only_remembered(open_store: OpenStore, faults: Faults) -> None:
