@@ -58,6 +58,7 @@ MONOTONIC_S: Final[Callable[[], float]] = (
 )
 JWKS_LIMIT_BYTES: Final = 256 * 1024
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS: Final = tuple(high + low for high in CROCKFORD for low in CROCKFORD)
 
 
 class State(TypedDict):
@@ -322,4 +323,4 @@ def _limit_of(catalog: Catalog) -> Callable[[str], int]:
 def new_invocation_id(now_ms: int) -> str:
     """Make an id that sorts by time: `inv_` and a ULID (https://github.com/ulid/spec)."""
     number = now_ms << 80 | secrets.randbits(80)
-    return "inv_" + "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -5, -5))
+    return "inv_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
