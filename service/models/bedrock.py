@@ -100,6 +100,8 @@ class BedrockModel:
 class _Answer:
     """One answer while it arrives: decodes it, delivers it, knows whether it is whole."""
 
+    __slots__ = ("_decoder", "_deliver", "_stopped", "request_id", "status")
+
     def __init__(self, deliver: Deliver) -> None:
         self.status = 0
         self.request_id = ""

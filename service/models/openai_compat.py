@@ -163,6 +163,8 @@ class OpenAICompatModel:
 class _Answer:
     """One answer while it arrives: decodes it, translates it, delivers it, knows whether it is whole."""
 
+    __slots__ = ("_decoder", "_deliver", "_translation", "accepted", "request_id")
+
     def __init__(self, deliver: Deliver, now_s: Callable[[], float]) -> None:
         self.accepted = False
         self.request_id = ""

@@ -99,10 +99,11 @@ async def append(tables: Tables, pens: Pens, blocks: Sequence[EventBlock], now_m
     for entry in blocks:
         pens.wrote(entry.invocation_id, entry.block)
     ttl = tables.content_ttl(now_ms)
-    items = [item for entry in blocks for item in event_items(entry.invocation_id, entry.block, ttl)]
+    items = (item for entry in blocks for item in event_items(entry.invocation_id, entry.block, ttl))
     attempts = {entry.invocation_id: entry.block.attempt for entry in blocks}
     # Half the price of a consistent read; one that is not up to date is told at the next commit.
-    reading = tables.client.get_many(tables.invocations, list(map(record_key, attempts)), consistent=False)
+    keys = list(map(record_key, attempts))
+    reading = tables.client.get_many(tables.invocations, keys, consistent=False, only=("pk", "fence"))
     writing = tables.client.put_many(tables.invocations, items)
     # Both are over before this is: what was called unavailable must not be written after all.
     records, written = await asyncio.gather(reading, writing, return_exceptions=True)
@@ -111,11 +112,10 @@ async def append(tables: Tables, pens: Pens, blocks: Sequence[EventBlock], now_m
     if isinstance(records, BaseException):
         raise records
     open_attempts = {record["pk"]: record.get("fence") for record in records}
-    return frozenset(
-        invocation_id
-        for invocation_id, attempt in attempts.items()
-        if open_attempts.get(invocation_id) != attempt
-    )
+    fenced = {name: attempt for name, attempt in attempts.items() if open_attempts.get(name) != attempt}
+    for each in fenced.items():
+        tables.known.take(*each)
+    return frozenset(fenced)
 
 
 async def read(tables: Tables, invocation_id: str, after: EventId, limit_bytes: int) -> list[Block]:

@@ -4,6 +4,8 @@ Hypothesis drives a store and the books (`store_machine`), and compares every ou
 
     make test     500 examples for each store, always the same ones
     make drill    5,000 for each, new ones every time
+
+Their coverage is not measured: it would take three times as long, and the contract suite runs the same code.
 """
 
 import asyncio
@@ -351,12 +353,14 @@ def check(runner: asyncio.Runner, opening: Opening, *, steps: int) -> None:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.timeout(3600)
 def test_any_sequence_of_decisions_leaves_the_books_that_the_model_keeps_in_sqlite() -> None:
     with asyncio.Runner() as runner:
         check(runner, SqliteGround.open, steps=30)
 
 
+@pytest.mark.no_cover
 @pytest.mark.timeout(3600)
 def test_any_sequence_of_decisions_leaves_the_books_that_the_model_keeps_in_dynamodb(tables: Tables) -> None:
     with asyncio.Runner() as runner:
