@@ -9,7 +9,6 @@ What is kept of an event is its bytes: no object per event that the garbage coll
 which there would be hundreds of thousands.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -109,7 +108,7 @@ class Log:
         self.started_at = started_at
         self._floor = head  # the tail holds everything after this id
         self._newest = _Run(0, 0)
-        self._runs: deque[_Run] = deque()
+        self._runs: list[_Run] = []
         self._tail_bytes = 0
         self._listeners: tuple[Listener, ...] = ()
         self._leaving: set[Callable[[], None]] = set()
@@ -155,7 +154,7 @@ class Log:
                 self._floor = EventId(run.attempt, run.first_seq + run.begin - 1)
             if run.begin < len(run.events) or run is self._newest:
                 return  # the rest is not stored yet, or may stay
-            runs.popleft()
+            del runs[0]
 
     def after(self, cursor: EventId, *, limit_bytes: int) -> list[Block] | None:
         """Return what follows `cursor`, about `limit_bytes` of it; `[]` at the head; None: ask the store."""
