@@ -10,7 +10,8 @@
 Failures are what is the model's or its upstream's: throttled, unavailable, silent, broken off. What is the
 caller's or the deployment's (rejected, misconfigured) says nothing about the next call. A call counts as good
 with its first event, since its end may be an hour away; if it breaks off later that counts as a failure too.
-There are no timers: time is looked at when somebody asks.
+A probe that is silent for 10 s lets one more call probe, and its end then decides nothing. There are no
+timers: time is looked at when somebody asks.
 
 The pattern: https://learn.microsoft.com/en-us/azure/architecture/patterns/circuit-breaker
 """
@@ -27,6 +28,8 @@ WINDOW_S: Final = 30.0
 MIN_CALLS: Final = 10
 FAILURE_RATE: Final = 0.5
 OPEN_S: Final = 5.0
+PROBE_S: Final = 10.0
+"""How long a silent probe keeps other calls away; it may be silent for `upstream_silence_s`."""
 REMEMBERED_CALLS: Final = 1000
 PROBED_AGAIN_S: Final = 1.0
 """When to come back while a probe runs."""
@@ -67,7 +70,8 @@ class Breaker:
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=REMEMBERED_CALLS)  # when, and failed or not
         self._opened = 0
         self._opened_until_s: float | None = None
-        self._is_probed = False
+        self._probe: object | None = None
+        self._probed_at_s = 0.0
 
     @property
     def state(self) -> BreakerState:
@@ -88,19 +92,23 @@ class Breaker:
             return 0.0
         return max(self._opened_until_s - self._now_s(), PROBED_AGAIN_S if self._is_probed else 0.0)
 
+    @property
+    def _is_probed(self) -> bool:
+        return self._probe is not None and self._now_s() < self._probed_at_s + PROBE_S
+
     @contextmanager
     def watch(self) -> Iterator[Watched]:
         """Count the call that is made in this block; one that is made while half-open is the probe."""
-        is_probe = self._opened_until_s is not None
-        if is_probe:
-            self._is_probed = True
+        probe = None if self._opened_until_s is None else object()
+        if probe:
+            self._probe, self._probed_at_s = probe, self._now_s()
             self._tell(BreakerState.HALF_OPEN)
         has_answered = False
 
         def answered() -> None:
             nonlocal has_answered
             has_answered = True
-            if is_probe:
+            if probe and self._opened_until_s is not None:
                 self._close()
             self._outcomes.append((self._now_s(), False))
 
@@ -109,13 +117,15 @@ class Breaker:
             if not has_answered:
                 answered()
         except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout, UpstreamFailed):
-            self._outcomes.append((self._now_s(), True))
-            if (is_probe and not has_answered) or (self._opened_until_s is None and self._fails_too_often()):
-                self._open()
+            is_probe = probe is not None and probe is self._probe
+            if is_probe or has_answered or probe is None:  # else another one probed since
+                self._outcomes.append((self._now_s(), True))
+                if is_probe or (self._opened_until_s is None and self._fails_too_often()):
+                    self._open()
             raise
         finally:
-            if is_probe and not has_answered:
-                self._is_probed = False
+            if probe is self._probe:
+                self._probe = None
 
     def _fails_too_often(self) -> bool:
         while self._outcomes and self._outcomes[0][0] <= self._now_s() - WINDOW_S:
@@ -129,8 +139,7 @@ class Breaker:
         self._tell(BreakerState.OPEN)
 
     def _close(self) -> None:
-        self._opened_until_s = None
-        self._is_probed = False
+        self._opened_until_s = self._probe = None
         self._outcomes.clear()
         self._tell(BreakerState.CLOSED)
 
