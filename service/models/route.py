@@ -94,11 +94,13 @@ class Route:
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make the call on the first model that begins to answer; see `Model.converse`."""
         given_up: UpstreamError | None = None
+        owed: UpstreamError | None = None  # given up, and not told yet
         for place, candidate in enumerate(self._candidates):
-            if not candidate.breaker.admits:
+            if owed is not None and candidate.breaker.admits:
+                await request.give_up(owed)
+                owed = None
+            if not candidate.breaker.admits:  # or no more: another call probes it since
                 continue
-            if given_up is not None:
-                await request.give_up(given_up)
             is_last = not any(later.breaker.admits for later in self._candidates[place + 1 :])
             request.ask(str(candidate.name))
             call = _Call(request, deliver, None if is_last else self._first_event_s)
@@ -108,7 +110,7 @@ class Route:
             except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
                 if call.has_begun:
                     raise
-                given_up = failure
+                given_up = owed = failure
         raise given_up or self._left_alone()
 
     def _left_alone(self) -> UpstreamError:

@@ -183,6 +183,36 @@ async def test_another_runtime_with_the_same_model_leaves_it_alone_too(clock: Ma
     assert (shed.status, len(served.model.requests)) == (503, asked)
 
 
+@pytest.mark.promise("breaker-leaves-alone", "given-up-calls-metered")
+async def test_a_call_that_finds_the_next_model_probed_by_another_is_charged_once(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    alone = '[runtimes.alone]\nkind = "converse"\nmodel = "far/model-2"\n'
+    others = far(THROTTLED)
+    async with serving(
+        clock, [UpstreamTimeout("Late.")], catalog=CATALOG + alone, upstreams=others, store=store
+    ) as served:
+        for _ in range(MIN_CALLS):
+            await served.submit(path="/runtimes/alone/invocations")
+        await clock.advance(OPEN_S)
+        others["far"].play([asyncio.Event()])
+        served.store.only = {"reserve"}
+        served.store.answers.clear()
+        got = await served.submit(path=PAIR, prefer="respond-async")
+        await clock.advance(1)
+        await served.submit(path="/runtimes/alone/invocations", prefer="respond-async")
+        await clock.advance(1)
+        served.store.answers.set()
+        await clock.advance(1)
+        record = (await served.get(got.headers["location"])).json()
+
+    charged = [entry[:4] for entry in entries(store) if entry[3] and not entry[2].startswith("far")]
+    assert record["terminalEvent"]["invocationFailed"]["problem"]["code"] == "upstream-timeout"
+    assert record["tried"] == [{"model": "bedrock/near", "code": "upstream-timeout", "calls": 1}]
+    assert charged == [(1, 1_000_001, NEAR, record["usage"]["inputTokens"])]
+
+
 # -- cut short while it falls over
 
 

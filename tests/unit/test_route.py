@@ -38,6 +38,7 @@ class Call:
     """A call over a route to three models; writes down what it is told and delivered."""
 
     def __init__(self, clock: ManualClock, *scripts: Sequence[Step], first_event_s: float = 10.0) -> None:
+        self.clock = clock
         self.models = [ScriptedModel(script) for script in scripts]
         self.breakers: list[dict[str, Any]] = []
         names = [A, B, C][: len(scripts)]
@@ -331,6 +332,57 @@ async def test_a_model_that_fails_too_often_is_left_alone_and_probed(clock: Manu
         ("near/a", "half-open"),
         ("near/a", "open"),
     ]
+
+
+async def fall_over_together(call: Call) -> list[Any]:
+    """Give up the first model in three calls at once, while the second is to be probed."""
+    for _ in range(MIN_CALLS):
+        with pytest.raises(UpstreamThrottled):
+            await call.routes.to([B], first_event_s=1).converse(REQUEST, lambda _: None)
+    call.clock.pass_time(OPEN_S)
+    call.models[1].play([asyncio.Event()])
+    charged = asyncio.Event()
+
+    async def give_up(failure: UpstreamError) -> None:
+        call.did.append(failure.code)
+        await charged.wait()
+
+    request = replace(REQUEST, ask=call.did.append, give_up=give_up)
+    made = [asyncio.ensure_future(call.route.converse(request, call.frames.extend)) for _ in range(3)]
+    await call.clock.advance(0)
+    charged.set()
+    await call.clock.advance(0)
+    for task in made:
+        task.cancel()
+    return await asyncio.gather(*made, return_exceptions=True)
+
+
+@pytest.mark.promise("breaker-leaves-alone")
+async def test_of_calls_that_fall_over_together_one_probes_and_the_others_fail_as_they_did(
+    clock: ManualClock,
+) -> None:
+    call = Call(clock, [failing(UpstreamTimeout)], [failing(UpstreamThrottled)])
+
+    outcomes = await fall_over_together(call)
+
+    assert [type(outcome) for outcome in outcomes] == [
+        asyncio.CancelledError,
+        UpstreamTimeout,
+        UpstreamTimeout,
+    ]
+    assert call.did == [*["near/a", "upstream-timeout"] * 3, "far/b"]
+
+
+@pytest.mark.promise("breaker-leaves-alone", "given-up-calls-metered")
+async def test_a_call_that_finds_the_next_model_probed_by_another_goes_on_charged_once(
+    clock: ManualClock,
+) -> None:
+    call = Call(clock, [failing(UpstreamTimeout)], [failing(UpstreamThrottled)], YES)
+
+    outcomes = await fall_over_together(call)
+
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, type(None), type(None)]
+    assert call.did == [*["near/a", "upstream-timeout"] * 3, "far/b", "vllm/org/c", "vllm/org/c"]
 
 
 @pytest.mark.promise("breaker-leaves-alone")
