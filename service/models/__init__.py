@@ -48,8 +48,9 @@ class ModelRequest:
     again.
 
     A route (`models.route`) goes from model to model: `ask` is told the name of each, before it is tried.
-    `give_up` is awaited, with what a model failed with, before the next one is tried: it may have cost tokens
-    (`billed`). What it raises ends the call. A model that `has_successor` is not tried again by its adapter.
+    `give_up` is awaited, once for each model whose failure does not end the call, with that failure, before
+    the next one is tried: it may have cost tokens (`billed`). What it raises ends the call. A model that
+    `has_successor` is not tried again by its adapter.
     """
 
     model_id: str

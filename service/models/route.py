@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from service.config import ModelName
-from service.errors import UpstreamError, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from service.errors import (
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from service.models import Deliver, Frame, Model, ModelRequest
 from service.models.breaker import Breaker, Watched
 
@@ -111,11 +118,17 @@ class Route:
                 if call.has_begun:
                     raise
                 given_up = owed = failure
-        raise given_up or self._left_alone()
+            except (UpstreamRejected, UpstreamMisconfigured) as refusal:
+                if call.has_begun or not place:
+                    raise
+                await request.give_up(refusal)  # a model before it may take the call when it answers again
+                raise given_up or _left_alone(self._candidates[:place]) from refusal
+        raise given_up or _left_alone(self._candidates)
 
-    def _left_alone(self) -> UpstreamError:
-        soonest_s = min(candidate.breaker.retry_after_s for candidate in self._candidates)
-        return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
+
+def _left_alone(candidates: Sequence[Candidate]) -> UpstreamError:
+    soonest_s = min(candidate.breaker.retry_after_s for candidate in candidates)
+    return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
 
 
 class _Call:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import UpstreamFailed, UpstreamThrottled, UpstreamTimeout
+from service.errors import UpstreamFailed, UpstreamRejected, UpstreamThrottled, UpstreamTimeout
 from service.models.breaker import MIN_CALLS, OPEN_S
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, Step, answer, start, text, tool_call
@@ -129,6 +129,28 @@ async def test_without_room_for_what_was_given_up_no_other_model_is_asked(
     assert (attempt, turn, model, estimated, charged) == (1, 1, NEAR, 1, 1)
     assert (record["usage"]["inputTokens"], account["used"], account["reserved"]) == (used, used, 0)
     assert record["tried"] == [{"model": "bedrock/near", "calls": 1}]
+
+
+@pytest.mark.promise("given-up-calls-metered", "tried-is-told")
+async def test_what_the_next_model_cant_take_fails_as_the_first_one_did_and_is_charged_once(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    others = far([UpstreamRejected("No documents here.")])
+    async with serving(
+        clock, [UpstreamTimeout("Late.")], catalog=CATALOG, upstreams=others, store=store
+    ) as served:
+        got = await served.submit(path=PAIR)
+        await clock.advance(0)
+        record = (await served.get(got.json()["instance"])).json()
+
+    charged = [entry[:4] for entry in entries(store) if entry[3]]
+    assert (got.status, got.json()["code"]) == (504, "upstream-timeout")
+    assert record["tried"] == [
+        {"model": "bedrock/near", "code": "upstream-timeout", "calls": 1},
+        {"model": "far/model-2", "code": "upstream-rejected", "calls": 1},
+    ]
+    assert charged == [(1, 1_000_001, NEAR, record["usage"]["inputTokens"])]
 
 
 async def test_each_turn_begins_with_the_first_model(clock: ManualClock) -> None:
