@@ -186,8 +186,8 @@ class _Run:
         self._task = asyncio.get_running_loop().create_task(
             self._drive(), name=AGENT_TASK + self._given.invocation_id
         )
-        if self._stopped:
-            self._task.cancel()
+        # Cancelled before its first step it runs none of `_drive`, and has left all the same.
+        self._task.add_done_callback(lambda _: post(self._here, _set, self._left, None))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -214,8 +214,6 @@ class _Run:
             await pieces.aclose()
         except BaseException as error:  # noqa: BLE001  the same
             logger.warning("agent's cleanup failed", extra=self._fields() | log_fields_of(error))
-        finally:
-            post(self._here, _set, self._left, None)
 
 
 def _told_in(error: BaseException, told: Sequence[HeadraceError]) -> HeadraceError | None:
