@@ -96,6 +96,19 @@ def test_no_line_has_a_part_of_a_token_whatever_the_endpoint_sends(terminal: Com
     ] == []
 
 
+@pytest.mark.promise("smoke-finds-what-is-broken")
+def test_the_line_about_an_endpoint_that_can_not_be_checked_has_no_part_of_a_token(
+    terminal: CommandLine,
+) -> None:
+    def echo(request: Request, _: Reply) -> Reply:
+        return problem(503, "odd", "Nope", f"You sent {request.headers.get('authorization')}\x1b[2J")
+
+    outcome, _ = smoke(terminal, SmokeEndpoint(echo))
+
+    assert "answered 503 odd You sent Bearer [token].[token].[token]" in outcome.stderr
+    assert [part for part in ANN.split(".") if part in outcome.stdout + outcome.stderr] == []
+
+
 def test_an_api_gateway_in_front_is_noticed(terminal: CommandLine) -> None:
     ids = b"x-amzn-RequestId: 4f6d\r\nX-Request-Id: 4f6d\r\n"
     unauthorized = problem(401, "unauthenticated", "Nope", "", x_amzn_Remapped_WWW_Authenticate="Bearer")
