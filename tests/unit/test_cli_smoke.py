@@ -79,6 +79,20 @@ def test_what_was_started_and_not_seen_to_end_is_cancelled(terminal: CommandLine
     assert asked[-1] == f"POST {INVOCATIONS}/inv_2/cancel"
 
 
+def test_what_was_started_is_cancelled_though_nothing_came_but_the_headers(terminal: CommandLine) -> None:
+    asked: list[str] = []
+
+    def cut(request: Request, reply: Reply) -> Reply:
+        asked.append(request.line)
+        streams = request.line == f"POST {INVOCATIONS}" and b"text/event-stream" in b"".join(pieces_of(reply))
+        return [pieces_of(reply)[0]] if streams else reply
+
+    found = findings(terminal, cut)
+
+    assert (found["streaming"][0], found["cancel"][0]) == ("FAILED", "FAILED")
+    assert sorted(asked[-2:]) == [f"POST {INVOCATIONS}/inv_{number}/cancel" for number in (1, 3)]
+
+
 @pytest.mark.promise("smoke-finds-what-is-broken")
 def test_no_line_has_a_part_of_a_token_whatever_the_endpoint_sends(terminal: CommandLine) -> None:
     def echo(request: Request, reply: Reply) -> Reply:
