@@ -101,7 +101,8 @@ class OpenAICompatModel:
         key = self._key.value
         try:
             await self._tried(request, deliver, key)
-        except KeyRefused:  # it may have been rotated; a refusal has cost nothing
+        except KeyRefused:  # it may have been rotated
+            await request.before_try()  # the refusal has cost nothing, however the wait for a key ends
             if not await self._key.replaced(key):
                 raise
             await self._tried(request, deliver, self._key.value)
