@@ -134,7 +134,7 @@ def _raw_tool_input(parts: Sequence[Mapping[str, Any]]) -> bytes:
 def _tool_input(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deep to be read
         return {}
     return value if isinstance(value, dict) else {}
 
