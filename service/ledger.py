@@ -92,9 +92,10 @@ def reported_usage(metadata: bytes) -> Usage | None:
 
 
 def estimated_usage(*, input_bound: int, max_output: int, output_bytes: int) -> Usage:
-    """Estimate a call whose usage was never reported: at least what was generated, at most its hold.
+    """Estimate a call whose usage was never reported: at least what was streamed, at most its hold.
 
-    `output_bytes` are the bytes of the delta payloads: an upper bound of the tokens that were generated.
+    `output_bytes` are the bytes of the delta payloads: an upper bound of their tokens. What a model thinks
+    and does not stream (OpenAI's reasoning models) is not in it.
     """
     return Usage(input_tokens=input_bound, output_tokens=min(output_bytes, max_output), estimated=True)
 
