@@ -31,7 +31,8 @@ MESSAGE_OVERHEAD_TOKENS: Final = 16
 TOOLS_OVERHEAD_TOKENS: Final = 1024
 # A model that is asked to think gets a system prompt for it, whose size nobody tells.
 REASONING_OVERHEAD_TOKENS: Final = 1024
-# Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision);
+# Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision;
+# not by all of kind "openai": docs/configuration.md says what to limit there);
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
 DOCUMENT_CEILING_TOKENS: Final = 150_000
