@@ -1,7 +1,7 @@
 """The port of upstreams: one model call, delivered as batches of ConverseStream frames.
 
-`runtimes.converse` calls it; `models.bedrock` and `models.openai_compat` implement it, and
-`models.route` goes from one to the next.
+`runtimes.metered` calls `models.route`, which goes from one upstream to the next; `models.bedrock` and
+`models.openai_compat` are the upstreams.
 
 A frame is an event type and the payload's bytes, unparsed: `(b"contentBlockDelta",
 b'{"delta":{"text":"Hel"},...}')`. What arrived together in one read is delivered in one call, straight from

@@ -1,6 +1,6 @@
 """Any server of OpenAI's chat completions as a `Model`: vLLM, SGLang, Triton, llama.cpp, OpenAI itself.
 
-`app` opens one for each such upstream, `runtimes.converse` calls it. What it says leaves as ConverseStream
+`app` opens one for each such upstream, `models.route` calls it. What it says leaves as ConverseStream
 frames, so whatever listens knows one language only.
 
     converse ── tried ── _call ── chat_body ── ConnectionPool.begin                      up to the head
