@@ -181,18 +181,18 @@ class AgentModel:
             )
         except (TypeError, AttributeError) as error:
             raise ValueError("messages and tools must be what JSON can hold") from error
-        if fault := _fault(asked):
+        if fault := _fault(system, asked.messages, asked.tools):
             raise ValueError(fault)
         return self._converse(asked)
 
 
-def _fault(asked: Asked) -> str | None:
+def _fault(system: Any, messages: Any, tools: Any) -> str | None:
     """Say which argument has not the shape that the ledger and every upstream read; None if all have."""
-    if not isinstance(asked.system, str):
+    if not isinstance(system, str):
         return "system must be text"
-    if not isinstance(asked.messages, list) or not all(map(_is_message, asked.messages)):
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
         return "messages must be those of Converse: each has a role, and as content a list of blocks"
-    if not all(map(_is_tool, asked.tools)):
+    if not all(map(_is_tool, tools)):
         return "tools must be those of Converse: each has a name, and as inputSchema {'json': ...}"
     return None
 

@@ -281,7 +281,7 @@ async def test_an_argument_of_another_shape_is_the_agents_to_know(
 
 async def test_what_every_upstream_takes_is_no_fault(agent_loop: Loop) -> None:
     use = {"toolUseId": "1", "name": "add", "input": {}}
-    messages = [
+    messages: list[Any] = [
         {"role": "user", "content": [{"image": {"format": "png", "source": {"bytes": b"x"}}}, {"text": "?"}]},
         {"role": "assistant", "content": ({"toolUse": use},)},
         {"role": "user", "content": [{"toolResult": {"toolUseId": "1", "content": [{"json": 1}]}}]},
