@@ -1,6 +1,6 @@
 """Amazon Bedrock's ConverseStream as a `Model`: our request, our connections, botocore's endpoint and keys.
 
-`app` opens it, `runtimes.converse` calls it. The request's messages are Converse's JSON from the caller to
+`app` opens it, `models.route` calls it. The request's messages are Converse's JSON from the caller to
 the upstream: nothing is decoded or checked again on the way, Bedrock refuses what it does not know.
 
     converse ── AwsEndpoint.begin ── ConnectionPool.begin       up to the request

@@ -10,7 +10,8 @@
 Failures are what is the model's or its upstream's: throttled, unavailable, silent, broken off. What is the
 caller's or the deployment's (rejected, misconfigured) says nothing about the next call. A call counts as good
 with its first event, since its end may be an hour away; if it breaks off later that counts as a failure too.
-There are no timers: time is looked at when somebody asks.
+A probe that is silent for 10 s lets one more call probe, and its end then decides nothing. There are no
+timers: time is looked at when somebody asks.
 
 The pattern: https://learn.microsoft.com/en-us/azure/architecture/patterns/circuit-breaker
 """
@@ -26,6 +27,8 @@ WINDOW_S: Final = 30.0
 MIN_CALLS: Final = 10
 FAILURE_RATE: Final = 0.5
 OPEN_S: Final = 5.0
+PROBE_S: Final = 10.0
+"""How long a silent probe keeps other calls away; it may be silent for `upstream_silence_s`."""
 REMEMBERED_CALLS: Final = 1000
 _FAILURES: Final = (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout, UpstreamFailed)
 PROBED_AGAIN_S: Final = 1.0
@@ -56,16 +59,16 @@ class Watched:
         self._breaker._note_answer(is_probe=self._is_probe)
 
     def __enter__(self) -> Self:
-        self._is_probe = self._breaker._begin()
+        self._is_probe = self._breaker._begin(self)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> Literal[False]:
         if error is None and not self._has_answered:
             self.answered()
         elif isinstance(error, _FAILURES):
-            self._breaker._note_failure(probe_failed=self._is_probe and not self._has_answered)
-        if self._is_probe and not self._has_answered:
-            self._breaker._is_probed = False
+            self._breaker._note_failure(self, counts=self._has_answered or not self._is_probe)
+        if self._is_probe:
+            self._breaker._leave(self)
         return False
 
 
@@ -83,7 +86,8 @@ class Breaker:
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=REMEMBERED_CALLS)  # when, and failed or not
         self._opened = 0
         self._opened_until_s: float | None = None
-        self._is_probed = False
+        self._probe: Watched | None = None
+        self._probed_at_s = 0.0
 
     @property
     def state(self) -> BreakerState:
@@ -104,27 +108,39 @@ class Breaker:
             return 0.0
         return max(self._opened_until_s - self._now_s(), PROBED_AGAIN_S if self._is_probed else 0.0)
 
+    @property
+    def _is_probed(self) -> bool:
+        return self._probe is not None and self._now_s() < self._probed_at_s + PROBE_S
+
     def watch(self) -> Watched:
         """Count the call that is made in this block; one that is made while half-open is the probe."""
         return Watched(self)
 
-    def _begin(self) -> bool:
-        """Note that a call begins; whether it is the probe."""
+    def _begin(self, call: Watched) -> bool:
+        """Note that a call begins; whether it is a probe."""
         if self._opened_until_s is None:
             return False
-        self._is_probed = True
+        self._probe, self._probed_at_s = call, self._now_s()
         self._tell(BreakerState.HALF_OPEN)
         return True
 
     def _note_answer(self, *, is_probe: bool) -> None:
-        if is_probe:
+        if is_probe and self._opened_until_s is not None:
             self._close()
         self._outcomes.append((self._now_s(), False))
 
-    def _note_failure(self, *, probe_failed: bool) -> None:
+    def _note_failure(self, call: Watched, *, counts: bool) -> None:
+        """Note a failure; that of a probe after which another one probes counts for nothing."""
+        is_probe = call is self._probe
+        if not (is_probe or counts):
+            return
         self._outcomes.append((self._now_s(), True))
-        if probe_failed or (self._opened_until_s is None and self._fails_too_often()):
+        if is_probe or (self._opened_until_s is None and self._fails_too_often()):
             self._open()
+
+    def _leave(self, call: Watched) -> None:
+        if call is self._probe:
+            self._probe = None
 
     def _fails_too_often(self) -> bool:
         while self._outcomes and self._outcomes[0][0] <= self._now_s() - WINDOW_S:
@@ -138,8 +154,7 @@ class Breaker:
         self._tell(BreakerState.OPEN)
 
     def _close(self) -> None:
-        self._opened_until_s = None
-        self._is_probed = False
+        self._opened_until_s = self._probe = None
         self._outcomes.clear()
         self._tell(BreakerState.CLOSED)
 

@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection whose response is handed on in the callback of its read.
 
-`pool` makes connections and lends them; `models.bedrock` provides the sinks. It is ours because decoding
+`pool` makes connections and lends them; the adapters that call provide the sinks. It is ours because decoding
 right in the connection's callback costs 17 us a delta where a stream reader and its task switches cost 25 to
 29.
 

@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from service.config import ModelName
-from service.errors import UpstreamError, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from service.errors import (
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from service.models import Deliver, Frame, Model, ModelRequest
 from service.models.breaker import Breaker, Watched
 
@@ -99,11 +106,13 @@ class Route:
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make the call on the first model that begins to answer; see `Model.converse`."""
         given_up: UpstreamError | None = None
+        owed: UpstreamError | None = None  # given up, and not told yet
         for place, candidate in enumerate(self._candidates):
-            if not candidate.breaker.admits:
+            if owed is not None and candidate.breaker.admits:
+                await request.give_up(owed)
+                owed = None
+            if not candidate.breaker.admits:  # or no more: another call probes it since
                 continue
-            if given_up is not None:
-                await request.give_up(given_up)
             is_last = not any(later.breaker.admits for later in self._candidates[place + 1 :])
             request.ask(str(candidate.name))
             call = _Call(deliver, candidate.breaker.watch())
@@ -115,12 +124,18 @@ class Route:
             except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
                 if is_last or call.has_begun:
                     raise
-                given_up = failure
-        raise given_up or self._left_alone()
+                given_up = owed = failure
+            except (UpstreamRejected, UpstreamMisconfigured) as refusal:
+                if call.has_begun or not place:
+                    raise
+                await request.give_up(refusal)  # a model before it may take the call when it answers again
+                raise given_up or _left_alone(self._candidates[:place]) from refusal
+        raise given_up or _left_alone(self._candidates)
 
-    def _left_alone(self) -> UpstreamError:
-        soonest_s = min(candidate.breaker.retry_after_s for candidate in self._candidates)
-        return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
+
+def _left_alone(candidates: Sequence[Candidate]) -> UpstreamError:
+    soonest_s = min(candidate.breaker.retry_after_s for candidate in candidates)
+    return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
 
 
 class _Call:
