@@ -59,12 +59,16 @@ class _Protocol(HttpToolsProtocol):
     A peer that has died without a word takes no write either, but the kernel would try for a quarter of an
     hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
     With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
+
+    Every response that is not complete is told when its peer leaves. uvicorn tells only that to the newest
+    request; of several that a peer has sent without waiting, it is the oldest one's that is being streamed.
     """
 
     unacknowledged_ms = 30_000
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._cycles: list[RequestResponseCycle] = []
         if sys.platform == "linux":
             with suppress(OSError):  # the peer has left already
                 transport.get_extra_info("socket").setsockopt(
@@ -79,6 +83,14 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self._extensions[WRITE] = partial(_write, self.cycle)
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
 
 
 def _write(cycle: RequestResponseCycle, body: bytes) -> bool:

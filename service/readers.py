@@ -192,12 +192,12 @@ class Reader:
         self.bytes_sent += len(body)
         if end:
             self._finished(end)
-        elif self._write_now(body):
-            self._beat_at = self._wheel.now + self._pace.heartbeat_s
-            return True
-        sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
-        coroutine = sending if type(sending) is CoroutineType else _awaiting(sending)
         try:
+            if not end and self._write_now(body):
+                self._beat_at = self._wheel.now + self._pace.heartbeat_s
+                return True
+            sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
+            coroutine = sending if type(sending) is CoroutineType else _awaiting(sending)
             waits_for = coroutine.send(None)
         except StopIteration:
             self._touch()
