@@ -137,6 +137,13 @@ async def partly(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
     return answer | {_LEFT[operation]: some(entries[half:])}
 
 
+async def behind(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
+    """An eventually consistent batch of reads meets a replica that has none of the items yet."""
+    ((_, asked),) = parameters["RequestItems"].items()
+    answer = await call(operation, parameters)
+    return answer if asked["ConsistentRead"] else answer | {"Responses": {}}
+
+
 def first(meanwhile: Callable[[], Awaitable[Any]]) -> Fault:
     """Return no fault: something else happens before the call does."""
 
