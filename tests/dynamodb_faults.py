@@ -85,6 +85,11 @@ async def forbidden(call: Call, operation: str, parameters: dict[str, Any]) -> A
     raise refusal("AccessDeniedException", operation)
 
 
+async def invalid(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
+    """DynamoDB can't read it, or it is over a limit: a defect of the store's."""
+    raise refusal("ValidationException", operation)
+
+
 async def hanging(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
     """No answer, ever."""
     await asyncio.Event().wait()

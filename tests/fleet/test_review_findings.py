@@ -120,3 +120,14 @@ async def test_a_replica_that_is_behind_fences_no_attempt(open_store: OpenStore,
 
         assert fenced == {"inv_2"}
         assert await store.read_events("inv_1", START, limit_bytes=10**6) == [block(1, 2)]
+
+
+async def test_a_denial_that_is_lifted_was_there_though_the_answer_was_lost(
+    open_store: OpenStore, faults: Faults
+) -> None:
+    async with open_store() as store:
+        await store.deny("sub:user-1", NOW)
+        faults.at(1, answer_lost)
+
+        assert await store.allow("sub:user-1") is True
+        assert await store.allow("sub:user-1") is False
