@@ -9,9 +9,10 @@ import pytest
 from local.dynamodb import DynamoDbLocal
 from service.errors import StoreUnavailable
 from service.events import EventId
+from service.runtimes.python_calls import CALLS_AT_ONCE
 from service.stores import Claim, HandOver, Turn
 from service.stores.dynamodb_client import pack
-from tests.contracts.store_cases import LIMITS, NOW, entry, new, settlement
+from tests.contracts.store_cases import LIMITS, NOW, ROOMY, entry, hold, new, settlement
 from tests.dynamodb import Tables
 from tests.dynamodb_faults import Faults, answer_lost, given_up_before, invalid
 from tests.fleet.conftest import OpenStore
@@ -136,3 +137,18 @@ async def test_a_claim_whose_answer_is_lost_is_made_once_and_returned(
         (claim,) = await store.claim_expired("owner-2", NOW, limit=10)
 
     assert [each.end for each in claim.invocation.attempts] == ["handed-over", None]
+
+
+@pytest.mark.promise("killed-process-goes-on")
+async def test_all_model_calls_that_an_agent_can_have_open_are_settled_by_one_claim(
+    open_store: OpenStore,
+) -> None:
+    async with open_store() as store:
+        await store.create_invocation(new(1), ROOMY, NOW)
+        for turn in range(2, CALLS_AT_ONCE + 2):
+            await store.reserve(hold(1, turn, 10), ROOMY, NOW)
+
+        (claim,) = await store.claim_expired("owner-2", NOW, limit=1)
+
+        assert claim.invocation.attempt == 2
+        assert (await store.account("user-1", NOW)).reserved_tokens == 0
