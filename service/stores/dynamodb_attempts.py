@@ -63,7 +63,8 @@ async def reserve(tables: Tables, hold: Hold, limits: Limits, now_ms: int) -> No
 
         await tables.accounts.hold(hold, limits, now_ms, commit, starts=False)
 
-    await decide(once)
+    async with tables.accounts.turn(hold.invocation_id):
+        await decide(once)
 
 
 async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Block | None) -> bool:
@@ -93,7 +94,8 @@ async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Blo
         await change.commit()
         return settled, fenced
 
-    settled, fenced = await decide(once)
+    async with tables.accounts.turn(settlement.invocation_id):
+        settled, fenced = await decide(once)
     if fenced:
         raise Fenced
     return settled
