@@ -178,25 +178,6 @@ async def test_a_paused_invocation_waits_no_longer_than_its_limit(clock: ManualC
 
 
 @pytest.mark.promise("pauses-at-quota")
-async def test_one_that_can_not_be_resumed_is_logged_and_keeps_no_other(
-    clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with serving(clock, costly_turn(9500), answer("42"), catalog=TIGHT) as served:
-        location = await paused(served)
-        served.store.only, served.store.broken = {"resume"}, ValueError("not to be understood")
-        clock.pass_time(DAY_S + 600)
-        await clock.advance(LONGEST_POSTPONEMENT_S)
-        served.store.broken = None
-        await clock.advance(LONGEST_LOOK_S)
-        record = await record_of(served, location)
-
-    assert record["state"] == "completed"
-    assert {(each.levelname, each.getMessage()) for each in caplog.records if each.levelno >= 40} == {
-        ("ERROR", "can't be resumed or ended")
-    }
-
-
-@pytest.mark.promise("pauses-at-quota")
 async def test_a_turn_that_never_fits_the_quota_fails(clock: ManualClock) -> None:
     async with serving(clock, [start(), asyncio.Event()], catalog=TIGHT) as served:
         await served.submit(JOB, RECKONER, prefer="respond-async")
