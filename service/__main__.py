@@ -60,8 +60,8 @@ class _Protocol(HttpToolsProtocol):
     hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
     With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
 
-    Every response that is not complete is told when its peer leaves. uvicorn tells only that to the newest
-    request; of several that a peer has sent without waiting, it is the oldest one's that is being streamed.
+    Every response that is not complete is told when its peer leaves. uvicorn tells only the one to the newest
+    request: not the one that is being streamed, if its peer has sent another request behind it.
     """
 
     unacknowledged_ms = 30_000
