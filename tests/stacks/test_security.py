@@ -169,6 +169,14 @@ def test_every_log_group_is_encrypted_and_forgets(stacks: Stacks) -> None:
     assert all("KmsKeyId" in group and group["RetentionInDays"] >= 7 for group in groups.values())
 
 
+def test_zones_are_those_that_are_named(elsewhere: Stacks, prod: Stacks) -> None:
+    named = {subnet["AvailabilityZone"] for subnet in elsewhere.of_type("EC2::Subnet").values()}
+    first_two = [subnet["AvailabilityZone"] for subnet in prod.of_type("EC2::Subnet").values()]
+
+    assert named == {"eu-west-1b", "eu-west-1c"}
+    assert first_two == [{"Fn::Select": [place, {"Fn::GetAZs": ""}]} for place in (0, 1)] * 2
+
+
 def test_no_log_has_the_token_or_content(stacks: Stacks) -> None:
     stage = stacks.only("ApiGateway::Stage")
     log_format = json.loads(stage["AccessLogSetting"]["Format"])
