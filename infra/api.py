@@ -123,6 +123,12 @@ class Api(Construct):
             "IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonAPIGatewayPushToCloudWatchLogs]",
             "The policy that API Gateway's documentation prescribes for the account's logging role.",
         )
+        # Else API Gateway makes this group itself, when the stage is there: without our key, for ever.
+        # https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-logging.html
+        executions = f"API-Gateway-Execution-Logs_{rest.rest_api_id}/{stage.name}"
+        rest.deployment_stage.node.add_dependency(
+            log_group(self, "ExecutionLogs", stage=stage, key=key, name=executions)
+        )
         return rest
 
     def _make_authorizer(self, users: Users) -> apigateway.CognitoUserPoolsAuthorizer:

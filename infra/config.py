@@ -49,6 +49,7 @@ class Stage:
 
     `domain` is the API's public name; the load balancer's certificate has `origin.` in front of it.
     Its certificate is made in `hosted_zone_id`, or is `certificate_arn`, which covers both names.
+    `zones` are the two availability zones, if not the first two by name, which API Gateway may not reach.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Stage:
     min_tasks: int = 1
     max_tasks: int = 2
     streams_per_task: int = 500
+    zones: tuple[str, ...] = ()
     nat_gateways: int = 1
     log_days: int = 14
     # where the image is built from; its Dockerfile is there
@@ -183,6 +185,14 @@ def _place_faults(stage: Stage) -> list[str]:
     faults = []
     if not _REGION.fullmatch(stage.region):
         faults.append(f"region must be a Region such as eu-west-1, not {stage.region!r}")
+    if stage.zones and not (
+        len(set(stage.zones)) == len(stage.zones) == 2
+        and all(re.fullmatch(re.escape(stage.region) + "[a-z]", zone) for zone in stage.zones)
+    ):
+        faults.append(
+            f"zones must be two of {stage.region} such as {stage.region}a,{stage.region}b,"
+            f" not {','.join(stage.zones)}"
+        )
     if stage.needs_tls and not stage.domain:
         faults.append(
             f"domain is not set: {stage.name} speaks TLS to its load balancer, which takes a domain"

@@ -34,7 +34,9 @@ class Network(Construct):
             self,
             "Vpc",
             ip_addresses=ec2.IpAddresses.cidr("10.0.0.0/16"),
-            max_azs=2,  # a Region without an account has no more to offer at synthesis
+            availability_zones=list(stage.zones) or None,
+            # A Region without an account has no more to offer at synthesis.
+            max_azs=None if stage.zones else 2,
             nat_gateways=stage.nat_gateways,
             restrict_default_security_group=False,  # would take a function of its own; nothing is in it
             subnet_configuration=[

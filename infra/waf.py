@@ -66,6 +66,15 @@ class Waf(Construct):
                     )
                 }
             ),
+            # What a rule has found is in the log, also where it only counts: parts of prompts would be.
+            # https://docs.aws.amazon.com/waf/latest/developerguide/waf-data-protection-and-logging.html
+            data_protection_config=_Acl.DataProtectionConfigProperty(
+                data_protections=[
+                    _Acl.DataProtectProperty(
+                        field=_Acl.FieldToProtectProperty(field_type="BODY"), action="SUBSTITUTION"
+                    )
+                ]
+            ),
             custom_response_bodies={
                 _TOO_MANY: _Acl.CustomResponseBodyProperty(
                     content_type="APPLICATION_JSON", content=RATE_LIMITED.document()

@@ -164,7 +164,7 @@ async def list_invocations(request: Request) -> Answer:
     limit_text = request.parameter("limit")
     if limit_text is None:
         limit_text = "20"
-    limit = int(limit_text) if limit_text.isascii() and limit_text.isdigit() else 0
+    limit = int(limit_text) if re.fullmatch(r"\d{1,3}", limit_text, re.ASCII) else 0
     if not 1 <= limit <= PAGE_LIMIT:
         raise InvalidRequest(f"limit must be a number from 1 to {PAGE_LIMIT}.")
     before = request.parameter("before")

@@ -25,12 +25,16 @@ class Protocol(HttpToolsProtocol):
     A peer that has died without a word takes no write either, but the kernel would try for a quarter of an
     hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
     With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
+
+    Every response that is not complete is told when its peer leaves. uvicorn tells only the one to the newest
+    request: not the one that is being streamed, if its peer has sent another request behind it.
     """
 
     unacknowledged_ms = 30_000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._earlier: tuple[RequestResponseCycle, ...] = ()  # not complete yet when the newest one came
         self.pipeline = cast("deque[Any]", _Pipeline())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,10 +51,20 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = cast("dict[str, Any]", {ABORT: self.transport.abort})
 
     def on_headers_complete(self) -> None:
+        before = cast("RequestResponseCycle | None", self.cycle)
+        if before is not None and not before.response_complete:
+            self._earlier = (*(each for each in self._earlier if not each.response_complete), before)
         super().on_headers_complete()  # which starts a task: nothing of the app has run yet
         self.cycle.message_event = cast("asyncio.Event", _Event())
         extensions: Any = self.scope["extensions"]
         extensions[WRITE] = partial(_write, self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._earlier:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
 
 
 def _write(cycle: RequestResponseCycle, body: bytes) -> bool:

@@ -153,7 +153,13 @@ class Reader:
         body = self._wire.block(block)
         if self._log.ended:
             self._write(body, end="terminal")
-        elif self._write_now(body):
+            return
+        try:
+            is_written = self._write_now(body)
+        except Exception as error:  # noqa: BLE001 - the edge: it ends this reader, never who writes the log
+            self._fail(error)
+            return
+        if is_written:
             self.bytes_sent += len(body)
             self._beat_at = self._wheel.now + self._pace.heartbeat_s
         else:
@@ -211,12 +217,12 @@ class Reader:
         self.bytes_sent += len(body)
         if end:
             self._finished(end)
-        elif self._write_now(body):
-            self._beat_at = self._wheel.now + self._pace.heartbeat_s
-            return True
-        sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
-        coroutine = sending if type(sending) is CoroutineType else _awaiting(sending)
         try:
+            if not end and self._write_now(body):
+                self._beat_at = self._wheel.now + self._pace.heartbeat_s
+                return True
+            sending = self._send({"type": "http.response.body", "body": body, "more_body": not end})
+            coroutine = sending if type(sending) is CoroutineType else _awaiting(sending)
             waits_for = coroutine.send(None)
         except StopIteration:
             self._touch()

@@ -141,8 +141,15 @@ class Takeover:
             return
         served = self._catalog.runtimes.keys()
         for paused in await self._store.list_paused(self._now_ms(), limit=CLAIMS_AT_ONCE, runtimes=served):
-            with suppress(Fenced):  # another process was quicker
+            try:
                 await self._look_at(paused)
+            except Fenced:
+                pass  # another process was quicker
+            except StoreUnavailable:
+                raise
+            except Exception:  # the edge of one invocation: it must not keep the others
+                invocation_id = paused.invocation.invocation_id
+                logger.exception("can't be resumed or ended", extra={"invocation_id": invocation_id})
 
     async def _look_at(self, paused: Paused) -> None:
         invocation, now_ms = paused.invocation, self._now_ms()

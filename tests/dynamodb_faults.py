@@ -85,6 +85,11 @@ async def forbidden(call: Call, operation: str, parameters: dict[str, Any]) -> A
     raise refusal("AccessDeniedException", operation)
 
 
+async def invalid(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
+    """DynamoDB can't read it, or it is over a limit: a defect of the store's."""
+    raise refusal("ValidationException", operation)
+
+
 async def hanging(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
     """No answer, ever."""
     await asyncio.Event().wait()
@@ -135,6 +140,13 @@ async def partly(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
     if half:
         answer = await call(operation, parameters | {"RequestItems": some(entries[:half])})
     return answer | {_LEFT[operation]: some(entries[half:])}
+
+
+async def behind(call: Call, operation: str, parameters: dict[str, Any]) -> Any:
+    """An eventually consistent batch of reads meets a replica that has none of the items yet."""
+    ((_, asked),) = parameters["RequestItems"].items()
+    answer = await call(operation, parameters)
+    return answer if asked["ConsistentRead"] else answer | {"Responses": {}}
 
 
 def first(meanwhile: Callable[[], Awaitable[Any]]) -> Fault:

@@ -3,9 +3,13 @@
 `tests/stacks` compares it with the task definition, and `.ci/image` builds and runs it.
 """
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,3 +68,23 @@ def test_it_says_the_version_of_the_project() -> None:
 
     assert f'org.opencontainers.image.version="{project["version"]}"' in labels.split()
     assert f'org.opencontainers.image.licenses="{project["license"]}"' in labels.split()
+
+
+@pytest.mark.parametrize(
+    ("under", "status"), [({}, 0), ({"CI": "true"}, 1), ({"CI": "true", "IMAGE_STAGE": "optional"}, 0)]
+)
+def test_a_machine_that_can_not_run_the_container_stage_fails_under_ci_unless_it_is_optional_there(
+    tmp_path: Path, under: dict[str, str], status: int
+) -> None:
+    uname = tmp_path / "uname"
+    uname.write_text("#!/bin/sh\necho Other\n", encoding="utf-8")
+    uname.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "IMAGE_STAGE")}
+    environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | under
+
+    run = subprocess.run(
+        [ROOT / ".ci" / "image"], env=environment, capture_output=True, text=True, check=False, timeout=30
+    )
+
+    assert run.returncode == status
+    assert run.stdout.startswith("image: skipped: it needs root on Debian")

@@ -6,7 +6,7 @@
 `runtimes.python` makes one `ModelCalls` a run; `python_agent` asks it, by `python_bridge.post`. Calls may run
 beside one another: each has a turn, a hold and a settlement of its own, written as soon as it is over, so
 that the agent's next call finds the room that is really there. What is not written when the run ends is in
-the ending.
+the ending: a bounded part, since of more than `CALLS_AT_ONCE` the others wait.
 
 A hold that admission made is used by the first call if that fits into it, else given back before the call's
 own is made. Nothing here stores a turn: a later attempt of an agent begins anew.
@@ -29,6 +29,9 @@ from service.runtimes.python_bridge import CallStream
 logger = logging.getLogger(__name__)
 
 PHASE: Final = "agent"
+# One transaction must be able to settle what is open: of 92 calls its condition would be over 4,096 bytes.
+# https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
+CALLS_AT_ONCE: Final = 32
 
 
 class InvocationOver(Exception):
@@ -78,6 +81,7 @@ class ModelCalls:
         self._turns = 1 if held_tokens else 0  # turn 1 is held, and maybe never called
         self._made = 0
         self._running: dict[CallStream, asyncio.Task[None]] = {}
+        self._room = asyncio.Semaphore(CALLS_AT_ONCE)
         self._ends: list[CallStream] = []
         self._over = self._stopped = False
         self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -145,7 +149,8 @@ class ModelCalls:
     async def _call(self, asked: Asked, stream: CallStream) -> None:
         """Make one call; however it ends, its stream does, and its hold is gone or noted."""
         try:
-            self._tell(stream, await self._settled(asked, stream))
+            async with self._room:
+                self._tell(stream, await self._settled(asked, stream))
         except Fenced:
             if not self.fenced.done():
                 self.fenced.set_result(None)

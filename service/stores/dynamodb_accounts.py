@@ -96,15 +96,18 @@ class Accounts:
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def turn(self, sub: str) -> AsyncIterator[None]:
-        """Wait for this decision's turn on an account: decisions of one process never conflict.
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """Wait for this decision's turn on an account, so that decisions of one process never conflict.
+
+        So do the model calls of an invocation that run beside one another: each changes its record. They wait
+        for their turn on it, by its id, before they read it, and then for that on its account.
 
         Raises:
             StoreUnavailable: Those before it have taken too long.
         """
-        lane = self._lanes.get(sub)
+        lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[sub] = asyncio.Lock()
+            lane = self._lanes[name] = asyncio.Lock()
         try:
             async with asyncio.timeout(self._client.deadline_s):
                 await lane.acquire()

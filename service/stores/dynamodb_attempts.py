@@ -64,7 +64,8 @@ async def reserve(tables: Tables, hold: Hold, limits: Limits, now_ms: int) -> No
         await tables.accounts.hold(hold, limits, now_ms, commit, starts=False)
         tables.known.keep(change.left(), hold.attempt)
 
-    await decide_as(tables, hold.invocation_id, hold.attempt, once)
+    async with tables.accounts.turn(hold.invocation_id):
+        await decide_as(tables, hold.invocation_id, hold.attempt, once)
 
 
 async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Block | None) -> bool:
@@ -95,7 +96,8 @@ async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Blo
         tables.known.keep(change.left(), settlement.attempt)
         return settled, fenced
 
-    settled, fenced = await decide(once)
+    async with tables.accounts.turn(settlement.invocation_id):
+        settled, fenced = await decide(once)
     if fenced:
         raise Fenced
     return settled

@@ -12,7 +12,7 @@ came late leave a gap: a reader goes on only with the event that follows.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from service.events import START, Block, EventId
@@ -102,20 +102,28 @@ async def append(tables: Tables, pens: Pens, blocks: Sequence[EventBlock], now_m
     items = (item for entry in blocks for item in event_items(entry.invocation_id, entry.block, ttl))
     attempts = {entry.invocation_id: entry.block.attempt for entry in blocks}
     # Half the price of a consistent read; one that is not up to date is told at the next commit.
-    keys = list(map(record_key, attempts))
-    reading = tables.client.get_many(tables.invocations, keys, consistent=False, only=("pk", "fence"))
+    reading = _others(tables, attempts, consistent=False)
     writing = tables.client.put_many(tables.invocations, items)
     # Both are over before this is: what was called unavailable must not be written after all.
-    records, written = await asyncio.gather(reading, writing, return_exceptions=True)
+    fenced, written = await asyncio.gather(reading, writing, return_exceptions=True)
     if isinstance(written, BaseException):
         raise written
-    if isinstance(records, BaseException):
-        raise records
-    open_attempts = {record["pk"]: record.get("fence") for record in records}
-    fenced = {name: attempt for name, attempt in attempts.items() if open_attempts.get(name) != attempt}
+    if isinstance(fenced, BaseException):
+        raise fenced
+    # Such a read may also be from before the attempt began: it alone ends none.
+    fenced = await _others(tables, fenced, consistent=True) if fenced else {}
     for each in fenced.items():
         tables.known.take(*each)
     return frozenset(fenced)
+
+
+async def _others(tables: Tables, attempts: Mapping[str, int], *, consistent: bool) -> dict[str, int]:
+    """Return those of these attempts that may not write, by invocation."""
+    keys = list(map(record_key, attempts))
+    only = ("pk", "fence")
+    records = await tables.client.get_many(tables.invocations, keys, consistent=consistent, only=only)
+    fences = {record["pk"]: record.get("fence") for record in records}
+    return {name: attempt for name, attempt in attempts.items() if fences.get(name) != attempt}
 
 
 async def read(tables: Tables, invocation_id: str, after: EventId, limit_bytes: int) -> list[Block]:

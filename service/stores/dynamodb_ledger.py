@@ -130,9 +130,8 @@ class Change:
             Refused: Something is not as it was read. Place 0 is the record's.
         """
         writes = self.writes()
-        if len(writes) == 1:
-            await self._tables.client.write(writes[0])
-        elif any(write.parameters["TableName"] == self._tables.usage for write in writes):
+        # One write too is a transaction: its token tells an answer that was lost from a refusal.
+        if any(write.parameters["TableName"] == self._tables.usage for write in writes):
             async with self._tables.accounts.turn(self._record.shown.sub):
                 await self._tables.client.write_together(writes)
         else:

@@ -4,6 +4,7 @@
 writes on condition that what it rests on is still so; if it is not (`Refused`), it is made anew (`decide`).
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ from service.stores.dynamodb_items import (
 from service.stores.dynamodb_tables import LISTED_INDEX
 from service.stores.packing import RAW, compress, expand
 from service.stores.windows import check_budget
+
+logger = logging.getLogger(__name__)
 
 _INPUT: Final = "input"
 _MAY_BE_INLINE_BYTES: Final = 4096
@@ -147,12 +150,20 @@ async def load_ledger(tables: Tables, invocation_id: str) -> Record | None:
 
 
 async def load_many(tables: Tables, invocation_ids: Sequence[str]) -> dict[str, Record]:
-    """Return those records that are there and still shown."""
+    """Return those records that are there and still shown; one that can't be read hides no other."""
     # An index that changes while it is read may name one twice, which BatchGetItem refuses.
     keys = [record_key(invocation_id) for invocation_id in dict.fromkeys(invocation_ids)]
     items = await tables.client.get_many(tables.invocations, keys)
-    records = (_shown(tables, Record.read(item)) for item in items)
+    records = (_readable(tables, item) for item in items)
     return {record.shown.invocation_id: record for record in records if record is not None}
+
+
+def _readable(tables: Tables, item: Item) -> Record | None:
+    try:
+        return _shown(tables, Record.read(item))
+    except Exception:  # the edge of one record: all others must go on, whatever is wrong with this one
+        logger.exception("a record can't be read", extra={"invocation_id": item["pk"]})
+        return None
 
 
 def _shown(tables: Tables, record: Record) -> Record | None:
@@ -293,10 +304,9 @@ async def content(
 
 
 async def read_content(tables: Tables, item: Mapping[str, Any]) -> bytes:
-    """Return the body of an item that `content` has written."""
+    """Return the body of an item that `content` has written; b"" if parts of it are gone."""
     blob = await read_blob(tables, item)
-    assert blob is not None  # noqa: S101 - parts are written before what names them
-    return expand(item["codec"], blob)
+    return b"" if blob is None else expand(item["codec"], blob)
 
 
 async def read_blob(tables: Tables, item: Mapping[str, Any]) -> bytes | None:
@@ -310,12 +320,11 @@ async def read_blob(tables: Tables, item: Mapping[str, Any]) -> bytes | None:
 
 
 async def load_input(tables: Tables, record: Record) -> bytes:
-    """Return what was submitted."""
+    """Return what was submitted; b"" if it is gone: the record of what goes on stays, this expires."""
     if record.input is not None:
         return expand(record.item["input_codec"], record.input)
     item = await tables.client.get(tables.invocations, {"pk": record.shown.invocation_id, "sk": _INPUT})
-    assert item is not None  # noqa: S101 - it is written with the record
-    return await read_content(tables, item)
+    return b"" if item is None else await read_content(tables, item)
 
 
 async def keep_longer(tables: Tables, invocation_id: str, now_ms: int) -> None:

@@ -8,10 +8,12 @@ Invariant: of a closed attempt the grant ends where the turns do that a takeover
 the turns before it commits, and asks that the record's `boundary` is still the same.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
+from service.errors import StoreUnavailable
 from service.events import START, Block, EventId, started
 from service.invocations import Attempt, AttemptEnd
 from service.stores import ORPHAN_AGE_S, Claim, Turn
@@ -28,6 +30,8 @@ from service.stores.dynamodb_items import (
 from service.stores.dynamodb_ledger import Change
 from service.stores.dynamodb_records import Tables, load_input, load_many, read_content
 from service.stores.dynamodb_tables import HELD_INDEX
+
+logger = logging.getLogger(__name__)
 
 FOR_EVER_MS: Final = 10**15
 # Much longer than the index `held` may lag behind the records; every look asks what each of them still holds.
@@ -53,18 +57,34 @@ async def claim_expired(
         keys += [key for key in own if key["pk"] not in running]
     keys.sort(key=lambda key: (key["held_at_ms"], key["pk"]))
     claims: list[Claim] = []
-    for begin in range(0, len(keys), BATCH_READS):
-        some = keys[begin : begin + BATCH_READS]
-        records = await load_many(tables, [key["pk"] for key in some])
-        for key in some:
-            record = records.get(key["pk"])
-            if record is None or not _claimable(record, key["holder"], owner, now_ms, runtimes):
-                continue
-            with suppress(Refused):  # others were quicker, or it is changing: it is looked at again
-                claims.append(await _take_over(tables, record, owner, now_ms))
-            if len(claims) == limit:
-                return claims
+    try:
+        for begin in range(0, len(keys), BATCH_READS):
+            some = keys[begin : begin + BATCH_READS]
+            records = await load_many(tables, [key["pk"] for key in some])
+            for key in some:
+                record = records.get(key["pk"])
+                if record is None or not _claimable(record, key["holder"], owner, now_ms, runtimes):
+                    continue
+                claims += await _claimed(tables, record, owner, now_ms)
+                if len(claims) == limit:
+                    return claims
+    except StoreUnavailable:
+        if not claims:
+            raise  # else these are ours already, and must run: the rest is looked at again
     return claims
+
+
+async def _claimed(tables: Tables, record: Record, owner: str, now_ms: int) -> list[Claim]:
+    """Claim an invocation; [] if that can't be."""
+    try:
+        return [await _take_over(tables, record, owner, now_ms)]
+    except Refused:  # others were quicker, or it is changing: it is looked at again
+        return []
+    except StoreUnavailable:
+        raise
+    except Exception:  # the edge of one invocation: all others must go on, whatever is wrong with this one
+        logger.exception("can't be taken over", extra={"invocation_id": record.shown.invocation_id})
+        return []
 
 
 def _claimable(

@@ -11,7 +11,7 @@ import pytest
 from service.config import Limits
 from service.errors import QuotaExceeded
 from service.stores import Idempotency, Store
-from tests.contracts.store_cases import DAY_MS, NOW, ROOMY, charge, ending, new, settlement, used
+from tests.contracts.store_cases import DAY_MS, NOW, ROOMY, charge, ending, hold, new, settlement, used
 from tests.dynamodb_faults import Fault, Faults, answer_lost, conflicting, sometimes, throttled
 from tests.fleet.conftest import OpenStore
 
@@ -154,3 +154,21 @@ async def test_two_processes_start_one_invocation_for_one_key(open_store: OpenSt
         assert len(started) == 1
         account = await first.account("user-1", NOW)
         assert (account.reserved_tokens, account.running) == (TOKENS, 1)
+
+
+async def test_parallel_model_calls_of_one_invocation_never_get_in_each_others_way(
+    open_store: OpenStore, faults: Faults
+) -> None:
+    turns = range(2, 32)
+    async with open_store() as store:
+        await store.create_invocation(new(1), ROOMY, NOW)
+        faults.none()
+
+        await asyncio.gather(*(store.reserve(hold(1, turn, 10), ROOMY, NOW) for turn in turns))
+        await asyncio.gather(*(store.settle(settlement(1, turn, used(10)), NOW) for turn in turns))
+
+        assert Counter(faults.operations) == {
+            "GetItem": 2 * len(turns),
+            "TransactWriteItems": 2 * len(turns),
+        }
+        assert (await store.account("user-1", NOW)).reserved_tokens == 100

@@ -21,7 +21,7 @@ from tests.contracts.store_cases import (
     settlement,
     used,
 )
-from tests.dynamodb_faults import Faults, answer_lost, failing
+from tests.dynamodb_faults import Faults, answer_lost, behind, failing
 from tests.fleet.conftest import OpenStore
 
 
@@ -107,3 +107,27 @@ async def test_a_resumption_whose_answer_is_lost_is_found_as_an_orphan(
         assert (found.invocation.attempt, found.invocation.attempts[1].end) == (3, "lost")
         with pytest.raises(Fenced):
             await store.finish(ending(1, 1, attempt=2), NOW)
+
+
+async def test_a_replica_that_is_behind_fences_no_attempt(open_store: OpenStore, faults: Faults) -> None:
+    async with open_store() as store:
+        await store.create_invocation(new(1), LIMITS, NOW)
+        await store.create_invocation(new(2), LIMITS, NOW)
+        await store.finish(ending(2, 1), NOW)
+        faults.always(behind, operation="BatchGetItem")
+
+        fenced = await store.append_events([entry(1, 2), entry(2, 3, 2)], NOW)
+
+        assert fenced == {"inv_2"}
+        assert await store.read_events("inv_1", START, limit_bytes=10**6) == [block(1, 2)]
+
+
+async def test_a_denial_that_is_lifted_was_there_though_the_answer_was_lost(
+    open_store: OpenStore, faults: Faults
+) -> None:
+    async with open_store() as store:
+        await store.deny("sub:user-1", NOW)
+        faults.at(1, answer_lost)
+
+        assert await store.allow("sub:user-1") is True
+        assert await store.allow("sub:user-1") is False

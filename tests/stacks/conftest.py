@@ -75,13 +75,14 @@ def prod(tmp_path_factory: pytest.TempPathFactory, image_directory: Path) -> Sta
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, image_directory: Path) -> Stacks:
-    """Another Region, a certificate that is there, all kinds of federation, all kinds of models."""
+    """Another Region and zones, a certificate that is there, all kinds of federation, all kinds of models."""
     directory = tmp_path_factory.mktemp("elsewhere")
     catalog = directory / "headrace.toml"
     catalog.write_text(CATALOG, encoding="utf-8")
     values = (
         *(value for value in PROD if not value.startswith("hosted_zone_id")),
         "region=eu-west-1",
+        "zones=eu-west-1b,eu-west-1c",
         "certificate_arn=arn:aws:acm:eu-west-1:123456789012:certificate/0a1b2c3d-0000-1111-2222-333344445555",
         f"federation={json.dumps(FEDERATION)}",
     )

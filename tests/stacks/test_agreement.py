@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from infra.config import STAGES, Stage
 from service.__main__ import HARD_STOP_S, KEEP_ALIVE_S, LAST_WORD_S, STOP_S
 from service.config import Catalog, ConfigError, ServiceConfig
+from service.readers import PIECE_BYTES
+from service.stores import dynamodb_items
 from service.stores.dynamodb_tables import INVOCATIONS, TTL_ATTRIBUTE, USAGE, Table
 from tests.synthesis import ROOT, Stacks
 from tests.test_docs import settings
@@ -53,6 +56,16 @@ def test_a_catalog_whose_times_would_not_fit_is_refused(stacks: Stacks) -> None:
         Catalog.from_document({"service": too_long})
 
     assert [name for name in too_long if f"service.{name} must be" not in str(refused.value)] == []
+
+
+@pytest.mark.promise("slow-reader-bounded")
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_task_has_memory_for_all_readers_that_it_opens_however_slow_they_are(stage: Stage) -> None:
+    readers = Catalog.load(ROOT / "headrace.toml").service.open_readers
+    piece_bytes = PIECE_BYTES + dynamodb_items.PIECE_BYTES  # and the same in uvicorn's write buffer
+
+    assert stage.streams_per_task < readers
+    assert readers * 2 * piece_bytes <= 3 / 4 * stage.memory_mib * 1024 * 1024
 
 
 def test_silent_connections_are_probed_before_aws_forgets_them(stacks: Stacks) -> None:

@@ -61,9 +61,10 @@ def test_a_bucket_that_nobody_looked_after_is_found(image_directory: Path) -> No
 def test_cfn_lint_has_nothing_to_say(configuration: str, request: pytest.FixtureRequest) -> None:
     stacks: Stacks = request.getfixturevalue(configuration)
     lint = PYTHON.with_name("cfn-lint")
+    named_zones = ("--ignore-checks", "W3010") if configuration == "elsewhere" else ()
 
     done = subprocess.run(
-        (lint, "--include-checks", "W", "--", *sorted(stacks.assembly.glob("*.template.json"))),
+        (lint, "--include-checks", "W", *named_zones, "--", *sorted(stacks.assembly.glob("*.template.json"))),
         capture_output=True,
         text=True,
         timeout=150,

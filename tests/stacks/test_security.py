@@ -165,8 +165,31 @@ def test_the_key_rotates(stacks: Stacks) -> None:
 def test_every_log_group_is_encrypted_and_forgets(stacks: Stacks) -> None:
     groups = stacks.of_type("Logs::LogGroup")
 
-    assert len(groups) == 4
+    assert len(groups) == 5
     assert all("KmsKeyId" in group and group["RetentionInDays"] >= 7 for group in groups.values())
+
+
+def test_the_group_that_api_gateway_would_make_for_its_stage_is_there_before(stacks: Stacks) -> None:
+    (stage,) = (
+        resource for resource in stacks.resources.values() if resource["Type"] == "AWS::ApiGateway::Stage"
+    )
+    (name,) = (name for name in stacks.of_type("Logs::LogGroup") if "ExecutionLogs" in name)
+    called = stacks.resources[name]["Properties"]["LogGroupName"]
+
+    assert name in stage["DependsOn"]
+    assert called["Fn::Join"][1] == [
+        "API-Gateway-Execution-Logs_",
+        stage["Properties"]["RestApiId"],
+        f"/{stage['Properties']['StageName']}",
+    ]
+
+
+def test_zones_are_those_that_are_named(elsewhere: Stacks, prod: Stacks) -> None:
+    named = {subnet["AvailabilityZone"] for subnet in elsewhere.of_type("EC2::Subnet").values()}
+    first_two = [subnet["AvailabilityZone"] for subnet in prod.of_type("EC2::Subnet").values()]
+
+    assert named == {"eu-west-1b", "eu-west-1c"}
+    assert first_two == [{"Fn::Select": [place, {"Fn::GetAZs": ""}]} for place in (0, 1)] * 2
 
 
 def test_no_log_has_the_token_or_content(stacks: Stacks) -> None:
@@ -178,6 +201,9 @@ def test_no_log_has_the_token_or_content(stacks: Stacks) -> None:
     ]
 
     assert redacted == ["authorization", "cookie"]
+    assert stacks.only("WAFv2::WebACL")["DataProtectionConfig"] == {
+        "DataProtections": [{"Action": "SUBSTITUTION", "Field": {"FieldType": "BODY"}}]
+    }
     assert [settings["DataTraceEnabled"] for settings in stage["MethodSettings"]] == [False]
     assert [
         value for value in log_format.values() if re.search(r"header|token|body|claims\.(?!sub$)", value)

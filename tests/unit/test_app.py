@@ -23,16 +23,19 @@ from service.app import (
     open_upstreams,
 )
 from service.app_runtimes import load_parts
+from service.attempt import LONGEST_POSTPONEMENT_S
 from service.config import Catalog, ConfigError, Limits, ServiceConfig, Settings, UpstreamConfig
 from service.errors import IssuerUnavailable
 from service.models.bedrock import BedrockModel
 from service.models.openai_compat import OpenAICompatModel
 from service.stores import Store
+from service.takeover import LONGEST_LOOK_S
 from tests.asgi import lifespan
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, answer
 from tests.harness import INVOCATIONS, serving
 from tests.id_tokens import CLIENT, ISSUER, ScriptedIssuer, bearer, jwks
+from tests.unit.test_pause import TIGHT, costly_turn, paused, record_of
 
 CATALOG = Catalog.from_document(
     {
@@ -231,6 +234,25 @@ async def test_a_background_task_that_fails_makes_the_process_drain(
     assert [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"] == [
         "background task failed"
     ]
+
+
+@pytest.mark.promise("pauses-at-quota")
+async def test_a_paused_invocation_that_can_not_be_resumed_is_logged_and_nothing_else_ends(
+    clock: ManualClock, terminated: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(clock, costly_turn(9500), answer("42"), catalog=TIGHT) as served:
+        location = await paused(served)
+        served.store.only, served.store.broken = {"resume"}, ValueError("not to be understood")
+        clock.pass_time(DAY_S + 600)
+        await clock.advance(LONGEST_POSTPONEMENT_S)
+        served.store.broken = None
+        await clock.advance(LONGEST_LOOK_S)
+        record = await record_of(served, location)
+
+    assert (terminated, record["state"]) == ([], "completed")
+    assert {each.getMessage() for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")} == {
+        "can't be resumed or ended"
+    }
 
 
 async def test_tasks_that_end_with_the_process_are_no_failure(

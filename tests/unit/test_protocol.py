@@ -121,6 +121,36 @@ async def test_a_send_to_a_slow_peer_goes_on_when_it_reads_again(clock: ManualCl
     assert (while_it_waits < 64, got, sent[-1]) == (True, whole, 63)
 
 
+@pytest.mark.promise("hang-up-hurts-nobody")
+async def test_a_peer_that_leaves_is_told_to_the_response_before_the_request_that_it_sent_last(
+    clock: ManualClock,
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    gone = asyncio.Event()
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        seen.append((scope["path"], scope["extensions"]["headrace.write"](b"more")))
+        gone.set()
+
+    async with Server.listening(clock, Drain(), app=stream) as server:
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
+        writer.write(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"begun")
+        writer.write(b"GET /second HTTP/1.1\r\nhost: x\r\n\r\n")
+        (protocol,) = server.server_state.connections
+        while not protocol.pipeline:  # type: ignore[union-attr]
+            await clock.advance(0)
+        protocol.transport.abort()
+        await gone.wait()
+        writer.close()
+
+    assert seen == [("/first", False)]
+
+
 # -- peers that die without a word
 
 

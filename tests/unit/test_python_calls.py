@@ -14,6 +14,7 @@ from service.errors import (
 )
 from service.invocations import Usage
 from service.runtimes import Outcome
+from service.runtimes.python_calls import CALLS_AT_ONCE
 from tests.agents import BOUND, GIVEN, MESSAGES, Loop, forward, ledger_of, outcome_of, runtime_of
 from tests.clock import ManualClock
 from tests.fakes import Step, answer, start, stop, text
@@ -91,6 +92,36 @@ async def test_calls_beside_one_another_have_turns_and_settlements_of_their_own(
     assert sorted(did[1] for did in recorder.did if did[0] == "reserve") == [2, 3]
     assert sorted(did[1] for did in recorder.did if did[0] == "settle_noted") == [1, 2, 3]
     assert recorder.frames[1:4] == text("a", "b", "c")
+
+
+async def test_calls_beyond_those_that_one_ending_can_settle_wait_for_others_to_end(
+    agent_loop: Loop,
+) -> None:
+    here, gate = asyncio.get_running_loop(), asyncio.Event()
+    begun = 0
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        async def call() -> None:
+            nonlocal begun
+            async for event in invocation.model("bedrock/m-1").converse(messages=invocation.messages):
+                begun += "messageStart" in event
+                if begun == CALLS_AT_ONCE:
+                    here.call_soon_threadsafe(gate.set)
+
+        await asyncio.gather(*(call() for _ in range(CALLS_AT_ONCE + 2)))
+        yield "Enough."
+
+    recorder = Recorder()
+    script: list[Step] = [start(), gate, text("a"), stop()]
+    runtime, model = runtime_of(agent, agent_loop, *[script] * (CALLS_AT_ONCE + 2), max_turns=1000)
+
+    await runtime.run(GIVEN, recorder.effects())
+
+    steps = [did[:2] for did in recorder.did if did[0] in ("enter", "settle_at_end")]
+    first_end = next(place for place, (did, _) in enumerate(steps) if did == "settle_at_end")
+    assert sum(step == ("enter", "model") for step in steps[:first_end]) == CALLS_AT_ONCE
+    assert len(model.requests) == CALLS_AT_ONCE + 2
+    assert sum(did == "settle_at_end" for did, _ in steps) == CALLS_AT_ONCE + 2
 
 
 @pytest.mark.promise("agent-calls-metered")

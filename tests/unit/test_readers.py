@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.config import Limits
 from service.events import START, Block, EventId
 from service.log import TAIL_LIMIT_BYTES, Log
-from service.readers import PIECE_BYTES, Pace, Reader
+from service.readers import PIECE_BYTES, Pace, Reader, Write
 from service.readers_wheel import Wheel
 from service.stores import EventBlock, NewInvocation, Store
 from service.stores.sqlite import SqliteStore
@@ -54,7 +54,11 @@ class Reading:
 
     @asynccontextmanager
     async def read(
-        self, cursor: EventId = START, deadline: tuple[float, str] = FAR, log: Log | None = None
+        self,
+        cursor: EventId = START,
+        deadline: tuple[float, str] = FAR,
+        log: Log | None = None,
+        write: Write = lambda _: False,
     ) -> AsyncIterator[Exchange]:
         pace = Pace(heartbeat_s=10.0, write_timeout_s=30.0)
         reader = Reader(INVOCATION_ID, log or self.log, self.store, SSE, cursor, pace, self.wheel, deadline)
@@ -63,7 +67,7 @@ class Reading:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             start: Message = {"type": "http.response.start", "status": 200, "headers": []}
             await send(start)
-            await reader.run(receive, send, scope["extensions"]["headrace.abort"])
+            await reader.run(receive, send, scope["extensions"]["headrace.abort"], write)
 
         async with AsgiClient(app).stream("GET", "/", body=()) as exchange:
             exchange._request.clear()
@@ -284,6 +288,39 @@ async def test_a_reader_that_hangs_up_while_blocked_leaves_nothing_behind(readin
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     assert tasks == set()
     assert (reading.log.attached, len(reading.wheel)) == (0, 0)
+
+
+def raises(body: bytes) -> bool:
+    """Write, once the body has begun, as uvloop's transport does whose handle is closed."""
+    if body == SSE.connected:
+        return False
+    raise RuntimeError("the handle is closed")
+
+
+@pytest.mark.promise("hang-up-hurts-nobody")
+async def test_a_block_that_can_not_be_written_cuts_its_reader_and_reaches_all_others(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reading.read(write=raises) as exchange, reading.read() as other:
+        reading.publish(delta(1))
+        reading.publish(END, ended=True)
+        answer = await other.whole()
+
+    assert (exchange.aborted, exchange.complete, reading.readers[0].end) == (True, False, "failed")
+    assert [event_id for event_id, _ in events_of(answer.body)] == ["1.1", "1.2"]
+    assert [record.getMessage() for record in caplog.records] == ["reader failed"]
+
+
+@pytest.mark.promise("hang-up-hurts-nobody")
+async def test_a_heartbeat_that_can_not_be_written_cuts_its_reader_and_the_wheel_turns_on(
+    reading: Reading,
+) -> None:
+    async with reading.read(write=raises) as exchange, reading.read() as other:
+        await reading.turn(21)
+        left = exchange.aborted
+
+    assert (left, reading.readers[0].end) == (True, "failed")
+    assert other.body.count(b": heartbeat") == 2
 
 
 async def test_readers_of_an_attempt_that_is_not_run_here_any_more_are_sent_on(reading: Reading) -> None:

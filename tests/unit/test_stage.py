@@ -107,6 +107,14 @@ def test_text_of_the_command_line_becomes_what_the_field_is() -> None:
         ({"cpu": 300}, "cpu must be one of 256, 512, 1024, 2048, 4096, not 300"),
         ({"memory_mib": 512}, "memory_mib must be 1024 to 4096 in steps of 1024 with cpu 512, not 512"),
         ({"nat_gateways": 0}, "nat_gateways must be 1 or 2, one a zone at most, not 0"),
+        (
+            {"zones": "us-east-1a,us-east-1a"},
+            "zones must be two of us-east-1 such as us-east-1a,us-east-1b, not us-east-1a,us-east-1a",
+        ),
+        (
+            {"zones": "us-east-1a,eu-west-1b"},
+            "zones must be two of us-east-1 such as us-east-1a,us-east-1b, not us-east-1a,eu-west-1b",
+        ),
         ({"log_days": 15}, "log_days must be one of 7, 14, 30, 90, 180, 365, 400, not 15"),
         ({"ip_requests_per_5_min": 5}, "ip_requests_per_5_min must be at least 10, not 5"),
         ({"federation": "[{"}, "federation must be a JSON list of objects with a kind each"),

@@ -162,7 +162,7 @@ async def test_a_deadline_that_passed_meanwhile_ends_it_without_a_model_call(clo
     assert (code_of(record), served.model.requests) == ("deadline-exceeded", [])
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"no JSON"])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"no JSON", b""])
 async def test_an_input_that_can_not_be_read_ends_it_and_keeps_nothing_else_from_going_on(
     clock: ManualClock, body: bytes
 ) -> None:
