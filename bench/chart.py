@@ -22,7 +22,12 @@ _SAID = {
     "litellm": "LiteLLM",
     "smg": "smg (Rust)",
 }
-_LABELS, _PANEL, _GAP, _ROW, _TOP, _BOTTOM = 120, 215, 22, 26, 58, 44
+_FEET = """\
+One process on one core, medians; less is better; logarithmic axes. Headrace verifies tokens, keeps exact \
+quotas and a durable log.
+nginx and the copy only pass bytes on, smg relays chat/completions, the others translate Bedrock's frames; \
+none does what Headrace does."""
+_LABELS, _PANEL, _GAP, _ROW, _TOP, _BOTTOM = 120, 215, 22, 26, 58, 56
 _INK, _QUIET, _OURS, _OTHERS = "#1f2328", "#6e7781", "#0969da", "#8c959f"
 
 
@@ -60,9 +65,8 @@ def drawn(sections: Mapping[str, Section]) -> str:
         section = sections[panel.scenario]
         values = [row.median(panel.figure) if (row := section.by_name.get(n)) else None for n in _SUBJECTS]
         parts += _panel(panel, values, left)
-    foot = "One process on one core; less is better; logarithmic axes. "
-    foot += "Headrace with token, quota, durable log and heartbeats on; see bench/RESULTS.md."
-    parts.append(_text(8, height - 10, foot, f'fill="{_QUIET}" font-size="11"'))
+    for line, foot in enumerate(_FEET.splitlines()):
+        parts.append(_text(8, height - 26 + 16 * line, foot, f'fill="{_QUIET}" font-size="11"'))
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 
 from bench import results
-from bench.fleet_model import TASK_GB, TASK_STREAMS, UTILISATION, Fleet, Measured, cell
+from bench.fleet_model import TASK_GB, TASK_STREAMS, UTILISATION, Fleet, Measured, cell_tasks
 from bench.report import as_markdown
 from bench.results import Section
 
@@ -35,7 +35,11 @@ def _figures(sections: Mapping[str, Section], measured: Measured, fleet: Fleet) 
     sorts = {"a short run" if sections[name].quick else "full runs" for name in ("tls", "store", "idle-tls")}
     rows = [
         ["measured", "figure", "from"],
-        ["CPU a delta, us", f"{measured.delta_us:.1f}", "`tls`, and of `store` what DynamoDB costs more"],
+        [
+            "CPU a delta, us",
+            f"{measured.delta_us:.1f}",
+            "`tls`, with DynamoDB's share (`store`) in place of SQLite's",
+        ],
         ["CPU an invocation, ms", f"{measured.invocation_ms:.2f}", "`store`, DynamoDB"],
         ["memory a stream, KB", f"{measured.stream_kb:.0f}", "`idle-tls`"],
         ["CPU a second, 1,000 silent streams, ms", f"{measured.heartbeats_ms:.1f}", "`idle`"],
@@ -53,6 +57,7 @@ def _sizes(fleets: list[Fleet]) -> str:
         ["streams at once", *(f"{fleet.streams:,}" for fleet in fleets)],
         ["answers a second", *(f"{fleet.answers_per_s:,.0f}" for fleet in fleets)],
         ["tasks", *(f"{fleet.tasks:,}" for fleet in fleets)],
+        ["cells", *(f"{fleet.cells:,}" for fleet in fleets)],
         ["write units a second", *(f"{fleet.writes_per_s:,.0f}" for fleet in fleets)],
         ["read units a second", *(f"{fleet.reads_per_s:,.0f}" for fleet in fleets)],
         ["Bedrock tokens a minute, millions", *(f"{fleet.tokens_per_min / 1e6:,.0f}" for fleet in fleets)],
@@ -81,7 +86,13 @@ def _breaks(fleets: list[Fleet]) -> str:
         over = [(quota, load) for quota, load in fleet.loads() if load > quota.default]
         near = [(quota, load) for quota, load in fleet.loads() if quota.default * 0.5 < load <= quota.default]
         rows += [
-            [quota.name, f"{load:,.0f}", f"{quota.default:,g}", f"{load / quota.default:,.1f}", quota.do]
+            [
+                quota.name,
+                f"{load:,.0f}",
+                f"[{quota.default:,g}]({quota.source})",
+                f"{load / quota.default:,.1f}",
+                quota.do,
+            ]
             for quota, load in [*over, *near]
         ]
         said = f"**{fleet.streams:,} streams.** "
@@ -92,15 +103,14 @@ def _breaks(fleets: list[Fleet]) -> str:
 
 
 def _cells(measured: Measured) -> str:
-    largest = cell(measured)
-    whole = Fleet(largest, measured)
-    number = -(-SIZES[-1] // largest)
-    hour = sum(whole.dollars_an_hour().values()) * number
+    tasks, last = cell_tasks(), Fleet(SIZES[-1], measured)
+    streams = tasks * last.streams_per_task
     said = (
-        f"One deployment (tables, load balancer, service) carries **{largest:,}** streams on "
-        f"{whole.tasks:,} tasks before its processes read the leases with more than a partition gives. "
-        f"{SIZES[-1]:,} streams are **{number} cells** of that size, {_money(hour)} dollars an hour, in as "
-        f"many accounts as the other quotas ask for; a user belongs to one cell, so quotas stay exact."
+        f"One deployment (tables, load balancer, service) carries **{streams:,}** streams on "
+        f"{tasks:,} tasks before its processes read the leases with more than a partition gives. "
+        f"{SIZES[-1]:,} streams are **{last.cells} cells** of that size, in as many accounts as the other "
+        f"quotas ask for; a user belongs to one cell, so quotas stay exact. The units and dollars above are "
+        f"those of such cells."
     )
     return "### Cells\n\n" + fill(said, _WIDTH, break_long_words=False, break_on_hyphens=False)
 

@@ -40,11 +40,14 @@ PROCESS_MB = 200
 ZONES = 2
 
 # Units of an answer, by table (docs/operations.md), and what a process reads whatever it does.
-RECORD_WRITES, USAGE_WRITES, READS = 22, 12, 8
+RECORD_WRITES, USAGE_WRITES, READS = 22, 12, 6
 PROCESS_READS_PER_S, PROCESS_WRITES_PER_S = 4.0, 0.1
 LOOK_S = 1.8
 """How often a process looks for lost invocations: `takeover.LONGEST_LOOK_S`, less its jitter."""
 LEASE_BYTES = 90
+READ_BYTES = 4096
+OLD_LEASES = 1
+"""Leases of ended processes, a task: they stay an hour, and this is the hour after a deploy."""
 TOKEN_S = 900
 """How long an ID token lasts, so how often each caller gets a new one."""
 
@@ -63,26 +66,46 @@ class Measured:
     def of(cls, sections: Mapping[str, Section]) -> "Measured | None":
         """Read them; None if a scenario is missing.
 
-        A delta costs what it does over TLS, and what DynamoDB costs more than SQLite.
+        A delta costs what it does over TLS, with DynamoDB's share in place of SQLite's.
         """
 
         def figure(scenario: str, name: str, subject: str = HEADRACE) -> float | None:
             row = sections[scenario].by_name.get(subject) if scenario in sections else None
             return row.median(name) if row is not None else None
 
-        tls, sqlite, dynamodb = figure("tls", "us"), figure("store", "us"), figure("store", "us", DYNAMODB)
-        invocation, stream = figure("store", "ms", DYNAMODB), figure("idle-tls", "kb")
-        heartbeats = figure("idle", "ms_per_s")
+        tls, sqlite = figure("tls", "us"), figure("store", "store_us")
+        dynamodb, invocation = figure("store", "store_us", DYNAMODB), figure("store", "ms", DYNAMODB)
+        stream, heartbeats = figure("idle-tls", "kb"), figure("idle", "ms_per_s")
         if tls is None or sqlite is None or dynamodb is None:
             return None
         if invocation is None or stream is None or heartbeats is None:
             return None
-        return cls(tls + max(0.0, dynamodb - sqlite), invocation, stream, heartbeats)
+        return cls(tls - sqlite + dynamodb, invocation, stream, heartbeats)
+
+
+def lease_reads_per_s(tasks: float) -> float:
+    """Units that the partition of all leases is read with: every process reads all of them, consistently."""
+    read_bytes = tasks * (1 + OLD_LEASES) * LEASE_BYTES
+    return tasks / LOOK_S * max(1.0, read_bytes / READ_BYTES)
+
+
+def look_reads_per_s(tasks: float) -> float:
+    """Units with which every process asks the index what each old lease still holds; half a unit each."""
+    return tasks / LOOK_S * tasks * OLD_LEASES / 2
+
+
+def cell_tasks() -> int:
+    """The most processes that can read each other's leases."""
+    limit = next(quota.default for quota in QUOTAS if quota.load is Load.READS_OF_THE_LEASES)
+    tasks = ZONES
+    while lease_reads_per_s(tasks + 1) <= limit:
+        tasks += 1
+    return tasks
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What so many streams at once need, as long as they last."""
+    """What so many streams at once need, as long as they last, in as many cells as that takes."""
 
     streams: int
     measured: Measured
@@ -117,9 +140,9 @@ class Fleet:
         return max(ZONES, -(-self.streams // self.streams_per_task))
 
     @property
-    def lease_reads_per_s(self) -> float:
-        """What the partition of all leases is read with: every process reads all of them."""
-        return self.tasks / LOOK_S * max(1.0, self.tasks * LEASE_BYTES / 4096)
+    def cells(self) -> int:
+        """Deployments of which each can still read its leases."""
+        return -(-self.tasks // cell_tasks())
 
     @property
     def writes_per_s(self) -> float:
@@ -128,7 +151,9 @@ class Fleet:
 
     @property
     def reads_per_s(self) -> float:
-        return self.answers_per_s * READS + self.tasks * PROCESS_READS_PER_S + self.lease_reads_per_s
+        cell = self.tasks / self.cells
+        looks = self.cells * (lease_reads_per_s(cell) + look_reads_per_s(cell))
+        return self.answers_per_s * READS + self.tasks * PROCESS_READS_PER_S + looks
 
     @property
     def tokens_per_min(self) -> float:
@@ -154,7 +179,7 @@ class Fleet:
             self.streams / PRICES.lcu_active,
             hour["gb_out"] / PRICES.lcu_gb,
         )
-        balancers = -(-self.tasks // 1_000)
+        balancers = max(self.cells, -(-self.tasks // 1_000))
         stored_gb = self.answers_per_s * STORED_S * STORED_BYTES / 1e9
         return {
             "tasks": self.tasks * (TASK_VCPU * PRICES.vcpu_h + TASK_GB * PRICES.memory_gb_h),
@@ -170,10 +195,10 @@ class Fleet:
         }
 
     def loads(self) -> list[tuple[Quota, float]]:
-        """Each load beside its quota, the one that is exceeded most first."""
+        """Each load of one deployment beside its quota, the one that is exceeded most first."""
         found = {
             Load.WRITES_OF_A_TABLE: self.answers_per_s * RECORD_WRITES,
-            Load.READS_OF_THE_LEASES: self.lease_reads_per_s,
+            Load.READS_OF_THE_LEASES: lease_reads_per_s(self.tasks),
             Load.REQUESTS: self.answers_per_s,
             Load.VCPUS: self.tasks * TASK_VCPU,
             Load.TASKS_OF_A_SERVICE: self.tasks,
@@ -184,12 +209,3 @@ class Fleet:
         }
         beside = [(quota, found[quota.load]) for quota in QUOTAS]
         return sorted(beside, key=lambda each: each[1] / each[0].default, reverse=True)
-
-
-def cell(measured: Measured) -> int:
-    """The largest fleet, in steps of 10,000 streams, whose processes can still read each other's leases."""
-    limit = next(quota.default for quota in QUOTAS if quota.load is Load.READS_OF_THE_LEASES)
-    size = 10_000
-    while Fleet(size + 10_000, measured).lease_reads_per_s <= limit:
-        size += 10_000
-    return size

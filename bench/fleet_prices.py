@@ -78,14 +78,14 @@ QUOTAS = (
         Load.WRITES_OF_A_TABLE,
         "DynamoDB, write units a second of the invocations table",
         40_000,
-        "raise *table-level write throughput*; warm the table up first (a new one serves 4,000)",
+        "raise *table-level write throughput* of both tables; warm them up first (a new one serves 4,000)",
         "https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/ServiceQuotas.html",
     ),
     Quota(
         Load.READS_OF_THE_LEASES,
         "DynamoDB, read units a second of the partition of leases",
         3_000,
-        "can't be raised: make cells",
+        "can't be raised: make cells (below)",
         "https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/warm-throughput-scenarios.html",
     ),
     Quota(

@@ -30,6 +30,8 @@ from bench.loads import Asking, Load, Result
 _SAMPLES = 10
 """How often memory is looked at while a number of answers is fetched."""
 _LOOK_S = 0.1
+_PAUSE_S = 0.01
+"""Between two answers: what a subject still does for one (its log line) is no part of the next one's wait."""
 _SMALL_BUFFER_BYTES = 64 * 1024
 """What the kernel holds for a stalled reader: less than the subject would have to."""
 
@@ -174,6 +176,7 @@ async def _ask_in_turn(client: Client, asking: Asking, times: int, limit_s: floa
         waited_s = reader.asked_s + reader.held_s
         result.first_byte_ms.append((reader.first_byte_s - waited_s) * 1000)
         result.first_delta_ms.append((reader.first_delta_s - waited_s) * 1000)
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def window(client: Client) -> None:

@@ -18,13 +18,14 @@ from bench.script import Plan
 BEYOND = "direct, 3x the rate"
 LITELLM = "litellm"
 DYNAMODB = "headrace, DynamoDB"
+CHAT = "headrace, chat/completions"
 
 FIRST_BYTE = Plan(first_ms=20, deltas=2, interval_us=1000)
 BACKLOG = Plan(first_ms=0, deltas=2_000, interval_us=1000, burst=2_000)
 ONE_DELTA = Plan(first_ms=0, deltas=1, interval_us=1000)
 SILENT = Plan(first_ms=20, deltas=2, interval_us=360_000_000)
 LONG = Plan(first_ms=0, deltas=200_000, interval_us=1000, burst=200)
-SHORT = Plan(first_ms=0, deltas=2_000, interval_us=1000, burst=200)
+SHORT = Plan(first_ms=0, deltas=20_000, interval_us=1000, burst=200)
 STALLED = Plan(first_ms=20, deltas=200_000, interval_us=20_000, burst=80)
 
 _PACE_US = 20_000
@@ -218,8 +219,8 @@ def disconnect_storm(bed: Bed) -> Figures:
 
 
 def long_answer(bed: Bed) -> Figures:
-    """One answer of 200,000 deltas, and as many in answers of 2,000; both as fast as they go."""
-    loads = {"": (LONG, 1), "short_": (SHORT, 100)}
+    """One answer of 200,000 deltas, and as many in answers of 20,000; both as fast as they go."""
+    loads = {"": (LONG, 1), "short_": (SHORT, 10)}
     figures: Figures = {}
     for prefix, (plan, times) in loads.items():
         result = bed.load(plan, way="closed", times=times, limit_s=180.0)
@@ -240,23 +241,28 @@ def many_streams(bed: Bed) -> Figures:
 
 
 def store(bed: Bed) -> Figures:
-    """What a store costs: invocations of one delta, then a thousand streams of 20 deltas/s."""
+    """What a store costs: logs alone, invocations of one delta, then a thousand streams of 20 deltas/s."""
+    running = bed.running
+    stored: Figures = json.loads(bed.processes.said("bench.appends", running.store, environ=running.environ))
     asked = requests(bed)
-    return window(bed, STORE) | {name: asked[name] for name in ("rate", "ms", "ms_main")}
+    figures = window(bed, STORE) | {name: asked[name] for name in ("rate", "ms", "ms_main")} | stored
+    return figures | {"store_share": figures["store_us"] / figures["us"]}
 
 
 def soak(bed: Bed) -> Figures:
-    """Many invocations, and what stays of them in memory once the first tenth is over."""
+    """Many invocations, and what stays of those of the second half in memory."""
     times = bed.effort.invocations
     limit_s = 60.0 + times / 50
     result = bed.load(ONE_DELTA, way="closed", streams=32, times=times, limit_s=limit_s)
-    first, *_, last = tenths = result.rss_bytes["subject"][1:]
+    tenths = result.rss_bytes["subject"][1:]
+    half = len(tenths) // 2
     return {
         "invocations": times,
-        "start_mb": first / 2**20,
-        "end_mb": last / 2**20,
+        "start_mb": tenths[0] / 2**20,
+        "half_mb": tenths[half - 1] / 2**20,
+        "end_mb": tenths[-1] / 2**20,
         "peak_mb": max(tenths) / 2**20,
-        "bytes": (last - first) / (times * 0.9),
+        "bytes": (tenths[-1] - tenths[half - 1]) / (times * (1 - half / len(tenths))),
         "rate": result.answers / result.window_s,
     }
 

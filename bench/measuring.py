@@ -20,7 +20,7 @@ from bench.subjects import Running, Start, SubjectMissing, Upstream, direct, sta
 Figures = dict[str, float]
 
 DIRECT = "direct"
-_WARM_UP = Plan(first_ms=1, deltas=10, interval_us=1000)
+WARM_UP = Plan(first_ms=1, deltas=10, interval_us=1000)
 _WARM_UP_REQUESTS = 20
 _WARM_UP_S = 20.0
 _AGAIN_S = 0.5
@@ -38,7 +38,7 @@ class Effort:
     """Of soak."""
 
 
-FULL = Effort(first_bytes=100, window_s=3.0, ramp_s=2.5, idle_s=10.0, invocations=100_000)
+FULL = Effort(first_bytes=60, window_s=3.0, ramp_s=2.5, idle_s=10.0, invocations=100_000)
 QUICK = Effort(first_bytes=40, window_s=2.0, ramp_s=2.0, idle_s=3.0, invocations=2_000)
 
 
@@ -86,7 +86,7 @@ class Bed:
         until_s = time.monotonic() + _WARM_UP_S
         while True:
             try:
-                self.load(_WARM_UP, way="sequential", times=_WARM_UP_REQUESTS, limit_s=30.0)
+                self.load(WARM_UP, way="sequential", times=_WARM_UP_REQUESTS, limit_s=30.0)
                 return
             except SubjectFailed:
                 if time.monotonic() > until_s:
@@ -124,28 +124,31 @@ class Scenario:
 
 
 Say = Callable[[str], None]
+Group = Mapping[str, tuple[Scenario, list[Row]]]
 
 
-def measure(group: Mapping[str, tuple[Scenario, list[Row]]], runs: int, effort: Effort, say: Say) -> None:
-    """Fill the rows of scenarios that share beds, round robin; a subject that fails has a reason instead."""
-    names = dict.fromkeys(row.name for _, rows in group.values() for row in rows)
-    for run in range(runs):
-        for name in names:
-            parts = [
-                (scenario, row)
-                for scenario, rows in group.values()
-                for row in rows
-                if row.name == name and row.reason is None and not (run and name in scenario.once)
-            ]
-            if parts:
-                say(f"{', '.join(group)}: {name}, run {run + 1} of {runs}")
-                _measure_once(name, parts, effort)
+def measure(group: Group, run: int, effort: Effort, say: Say) -> None:
+    """Measure one round of scenarios that share beds: each subject once, all scenarios on it.
+
+    A subject that fails has a reason instead of figures, and the others go on.
+    """
+    for name in dict.fromkeys(row.name for _, rows in group.values() for row in rows):
+        parts = [
+            (scenario, row)
+            for scenario, rows in group.values()
+            for row in rows
+            if row.name == name and not row.given_up and not (run and name in scenario.once)
+        ]
+        if parts:
+            say(f"{', '.join(scenario.name for scenario, _ in parts)}: {name}, run {run + 1}")
+            _measure_once(name, parts, effort)
 
 
 def _measure_once(name: str, parts: Sequence[tuple[Scenario, Row]], effort: Effort) -> None:
-    plans = [_WARM_UP, *(plan for scenario, _ in parts for plan in scenario.plans(name, effort))]
+    plans = [WARM_UP, *(plan for scenario, _ in parts for plan in scenario.plans(name, effort))]
     first = parts[0][0]
     start = first.subjects.get(name)
+    left = [row for _, row in parts]  # those of this round that have neither figures nor a reason
     try:
         with Processes() as processes:
             upstream = start_upstream(processes, tls=first.tls)
@@ -153,13 +156,18 @@ def _measure_once(name: str, parts: Sequence[tuple[Scenario, Row]], effort: Effo
             bed = Bed(processes, upstream, running, name, effort)
             bed.warm_up()
             for scenario, row in parts:
+                left.pop(0)
                 try:
                     row.runs.append(scenario.figures(bed))
-                except SubjectFailed as failure:
-                    row.fail(str(failure))
+                except Exception as failure:  # noqa: BLE001 - whatever it was, the others go on
+                    row.fail(_told(failure))
     except SubjectMissing as missing:
-        for _, row in parts:
+        for row in left:
             row.reason = str(missing)
-    except SubjectFailed as failure:
-        for _, row in parts:
-            row.fail(str(failure))
+    except Exception as failure:  # noqa: BLE001 - as above
+        for row in left:
+            row.fail(_told(failure))
+
+
+def _told(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, SubjectFailed) else f"{type(failure).__name__}: {failure}"

@@ -30,6 +30,9 @@ _TARGETS = """## The goals
 
 Of every run; what counts are the ratios of one run.
 """
+_MISSED = """What bounds those that did not hold in every run, the largest part first, and
+[where the time goes](PROFILE.md):
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def results_page(sections: Mapping[str, Section]) -> str:
     """RESULTS.md, whole."""
     parts = [_TITLE, _SUMMARY, as_markdown(summary(sections)) + "\n"]
     parts += [_TARGETS, as_markdown(targets.table(sections)) + "\n"]
+    if missed := targets.missed(sections):
+        parts += [_MISSED, "\n".join(f"- {line}" for line in missed) + "\n"]
     parts += [_section(name, sections[name]) for name in SCENARIOS if name in sections]
     return "\n".join(parts)
 

@@ -128,8 +128,5 @@ def start_smg(processes: Processes, upstream: Upstream, _plans: Sequence[Plan]) 
     )
 
 
-SUBJECTS: dict[str, Start] = OURS | {
-    "litellm": start_litellm,
-    "portkey": start_portkey,
-    "smg": start_smg,
-}
+PEERS: dict[str, Start] = {"litellm": start_litellm, "portkey": start_portkey, "smg": start_smg}
+SUBJECTS = OURS | PEERS

@@ -110,15 +110,17 @@ class Processes:
         """Start `python -m ...` with this interpreter; see `start`."""
         return self.start([sys.executable, "-m", *arguments], port=port, core=core, environ=environ)
 
-    def said(self, module: str, *, core: int = SUBJECT_CORE, limit_s: float = 60.0) -> str:
-        """Run a module of ours to its end on a core and return what it printed.
+    def said(
+        self, module: str, *arguments: str, environ: Mapping[str, str] | None = None, limit_s: float = 60.0
+    ) -> str:
+        """Run a module of ours to its end on the subject's core and return what it printed.
 
         Raises:
             SubjectFailed: It failed or took longer than its limit.
         """
-        process = self._spawn(
-            [sys.executable, "-m", module], core, _ENVIRON, subprocess.PIPE, subprocess.PIPE
-        )
+        command = [sys.executable, "-m", module, *arguments]
+        given = {**_ENVIRON, **(environ or {})}
+        process = self._spawn(command, SUBJECT_CORE, given, subprocess.PIPE, subprocess.PIPE)
         try:
             written, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired as exc:

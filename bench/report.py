@@ -22,7 +22,7 @@ class Column:
 
 @dataclass
 class Row:
-    """A subject's figures of every run, or the reason why it has none."""
+    """A subject's figures of every run; a run that failed has none, and the row says why."""
 
     name: str
     runs: list[dict[str, float]] = field(default_factory=list)
@@ -30,12 +30,22 @@ class Row:
     failed: bool = False
 
     def fail(self, why: str) -> None:
-        """It has a reason instead of figures from now on."""
+        """A run has no figures; those of the others stay."""
+        self.runs.append({})
         self.reason, self.failed = f"failed: {why}", True
 
+    @property
+    def given_up(self) -> bool:
+        """Whether there is no sense in another run: nobody to measure, or failed twice."""
+        return self.reason is not None and (not self.failed or self.failures > 1)
+
+    @property
+    def failures(self) -> int:
+        return sum(not run for run in self.runs)
+
     def median(self, figure: str) -> float | None:
-        """The median of a figure over the runs; None without a run that has it, or with a reason instead."""
-        values = self.values(figure) if self.reason is None else []
+        """The median of a figure over the runs; None without a run that has it."""
+        values = self.values(figure)
         return statistics.median(values) if values else None
 
     def values(self, figure: str) -> list[float]:
@@ -52,7 +62,7 @@ def cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 def _cell(row: Row, column: Column, by_name: dict[str, Row]) -> str:
     values = row.values(column.figure)
-    if not values or row.reason is not None:
+    if not values:
         return "-"
     value = statistics.median(values)
     reference = column.minus or column.per
@@ -85,5 +95,10 @@ def as_markdown(table: Sequence[Sequence[str]], *, words: int = 0) -> str:
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """One line for each row without figures."""
-    return [f"{row.name}: {row.reason.splitlines()[0]}" for row in rows if row.reason is not None]
+    """One line for each row that has no figures, or not those of all its runs."""
+    return [
+        f"{row.name}: {row.reason.splitlines()[0]}"
+        + (f" ({row.failures} of {len(row.runs)} runs)" if row.runs else "")
+        for row in rows
+        if row.reason is not None
+    ]

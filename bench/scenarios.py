@@ -10,6 +10,7 @@ from bench.loadings import (
     BACKLOG,
     BEYOND,
     BUSY,
+    CHAT,
     DYNAMODB,
     FIRST_BYTE,
     LITELLM,
@@ -47,11 +48,13 @@ from bench.subjects import (
     Start,
     start_headrace,
     start_headrace_in_memory,
+    start_headrace_on_chat,
     start_headrace_on_dynamodb,
 )
 
 HEADRACE = "headrace"
 IN_MEMORY = "headrace, in memory"
+SOAK = "soak"
 _TLS_STREAMS = 600
 _IDLE_COLUMNS = (
     Column("streams", "streams", 0),
@@ -68,6 +71,9 @@ _USE_COLUMNS = (
     Column("x copy", "us", 2, per="copy"),
 )
 _CLIENT_COLUMNS = (Column("client core", "client_use", 2), Column("upstream core", "upstream_use", 2))
+
+
+_ON_CHAT = {CHAT: start_headrace_on_chat}
 
 
 def _only(*names: str) -> Mapping[str, Start]:
@@ -90,6 +96,7 @@ _ALL = (
         figures=first_byte,
         alone=(DIRECT,),
         group="one by one",
+        once=(LITELLM,),
     ),
     Scenario(
         name="delta-latency",
@@ -106,10 +113,11 @@ _ALL = (
         figures=lambda bed: window(bed, LOW_RATE),
         alone=(DIRECT,),
         group="one by one",
+        once=(LITELLM,),
     ),
     Scenario(
         name="requests",
-        subjects=SUBJECTS,
+        subjects={**SUBJECTS, **_ON_CHAT},
         columns=(
             Column("invocations/s", "rate", 0),
             Column("core used", "use", 2),
@@ -121,6 +129,7 @@ _ALL = (
         figures=requests,
         alone=(DIRECT,),
         group="one by one",
+        quick=(DIRECT, *SUBJECTS),
     ),
     Scenario(
         name="backlog",
@@ -135,19 +144,22 @@ _ALL = (
         figures=backlog,
         alone=(DIRECT,),
         group="one by one",
+        once=(LITELLM,),
     ),
     Scenario(
         name="saturation",
-        subjects=SUBJECTS,
+        subjects={**SUBJECTS, **_ON_CHAT},
         columns=(*_USE_COLUMNS, *_CLIENT_COLUMNS),
         plans=lambda name, effort: [saturating(name).plan(effort)],
         figures=lambda bed: window(bed, saturating(bed.name)),
         alone=(DIRECT, BEYOND),
         group="one by one",
+        once=(BEYOND,),
+        quick=(DIRECT, BEYOND, *SUBJECTS),
     ),
     Scenario(
         name="tls",
-        subjects=OURS,
+        subjects={**OURS, **_ON_CHAT},
         columns=_USE_COLUMNS,
         plans=lambda name, effort: [saturating(name, _TLS_STREAMS).plan(effort)],
         figures=lambda bed: window(bed, saturating(bed.name, _TLS_STREAMS)),
@@ -162,7 +174,7 @@ _ALL = (
         plans=lambda _name, _effort: [SILENT],
         figures=lambda bed: idle(bed, 2_000),
         once=tuple(name for name in SUBJECTS if name not in ("copy", HEADRACE)),
-        quick=("copy", "nginx", HEADRACE, "obvious", LITELLM),
+        quick=("copy", HEADRACE, "obvious", LITELLM),
     ),
     Scenario(
         name="idle-8000",
@@ -218,7 +230,7 @@ _ALL = (
         subjects=_only("copy", HEADRACE, "smg"),
         columns=(
             Column("us a delta, answer of 200,000", "us", 2, spread=True),
-            Column("answers of 2,000", "short_us", 2),
+            Column("answers of 20,000", "short_us", 2),
             Column("ratio", "flat", 2, spread=True),
             Column("s", "s", 1),
             Column("MB more after it", "mb", 1),
@@ -226,6 +238,7 @@ _ALL = (
         plans=lambda _name, _effort: [LONG, SHORT],
         figures=long_answer,
         group="flat",
+        once=("copy", "smg"),
         quick=(HEADRACE,),
     ),
     Scenario(
@@ -251,10 +264,12 @@ _ALL = (
             Column("us CPU a delta", "us", 1, spread=True),
             Column("of the event loop", "us_main", 1),
             Column("of other threads", "us_threads", 1),
-            Column("event loop, less SQLite's", "us_main", 1, minus=HEADRACE),
+            Column("the store alone", "store_us", 1, spread=True),
+            Column("its share", "store_share", 2, spread=True),
         ),
         plans=lambda _name, effort: [ONE_DELTA, STORE.plan(effort)],
         figures=store,
+        once=(HEADRACE,),
         quick=(),
     ),
     Scenario(
@@ -269,18 +284,20 @@ _ALL = (
         alone=(HEADRACE,),
     ),
     Scenario(
-        name="soak",
+        name=SOAK,
         subjects=_only(HEADRACE),
         columns=(
             Column("invocations", "invocations", 0),
             Column("invocations/s", "rate", 0),
             Column("MB after a tenth", "start_mb", 1),
+            Column("after half", "half_mb", 1),
             Column("at the end", "end_mb", 1),
             Column("highest", "peak_mb", 1),
-            Column("bytes an invocation", "bytes", 1),
+            Column("bytes an invocation, second half", "bytes", 1),
         ),
         plans=lambda _name, _effort: [ONE_DELTA],
         figures=soak,
+        once=(HEADRACE,),
         default=False,
     ),
     Scenario(

@@ -9,6 +9,7 @@ upstream writes for them. Gateways that others make are in `peers`.
     copy       `copier`: raw uvloop, bytes in, bytes out: the floor in Python
     nginx      one worker, `proxy_pass`, buffering off
     headrace   `python -m service` with everything on: verified token, quota, event log in an SQLite file
+               (`on_chat`: in front of chat/completions instead of Bedrock)
     obvious    `obvious`: Starlette, aioboto3, `json.dumps`, `StreamingResponse`
 """
 
@@ -18,7 +19,7 @@ import shutil
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from bench.certificates import certify
 from bench.loads import Asking
 from bench.port_shape import SHAPES
 from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
+from bench.sampler import SAMPLES
 from bench.script import DELTA_MARK, Plan
 from local.dynamodb import DynamoDbLocal, EmulatorDied
 from local.emulators import EmulatorMissing
+from service.config import DYNAMODB
 from service.stores.dynamodb_tables import INVOCATIONS, USAGE
 
 _AUDIENCE = "headrace-local"
@@ -93,6 +96,9 @@ class Running:
     headers: Sequence[str] = ("",)
     """Sets of headers that requests have in turn."""
     body: Callable[[Plan], dict[str, Any]] = _prompt_body
+    store: str = ""
+    """Headrace's, as another process can open it with `environ`."""
+    environ: Mapping[str, str] = field(default_factory=dict)
 
     def asking(self, plan: Plan) -> Asking:
         """How to ask for a plan, as latin-1 text, and what is a right answer."""
@@ -180,8 +186,18 @@ def start_obvious(processes: Processes, upstream: Upstream, _plans: Sequence[Pla
 
 def start_headrace(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """Start the issuer beside the client, then the service: a runtime a plan, limits out of reach."""
-    store = {"HEADRACE_STORE": f"sqlite:{processes.folder / 'headrace.sqlite'}"}
-    return _start_service(processes, upstream, plans, store)
+    return _start_service(processes, upstream, plans, _in_file(processes))
+
+
+def start_headrace_sampled(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same under `sampler`, which writes its samples to the measurement's folder."""
+    samples = {SAMPLES: str(processes.folder / SAMPLES)}
+    return _start_service(processes, upstream, plans, _in_file(processes) | samples, module="bench.sampler")
+
+
+def start_headrace_on_chat(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same in front of the chat/completions endpoint, as smg is."""
+    return _start_service(processes, upstream, plans, _in_file(processes), model="chat")
 
 
 def start_headrace_in_memory(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
@@ -203,7 +219,7 @@ def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: 
         raise SubjectFailed(str(died)) from died
     emulator.create_tables(USAGE.definition("usage"), INVOCATIONS.definition("invocations"))
     store = {
-        "HEADRACE_STORE": "dynamodb",
+        "HEADRACE_STORE": DYNAMODB,
         USAGE.setting: "usage",
         INVOCATIONS.setting: "invocations",
         "AWS_ENDPOINT_URL_DYNAMODB": emulator.url,
@@ -211,27 +227,47 @@ def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: 
     return _start_service(processes, upstream, plans, store)
 
 
+def _in_file(processes: Processes) -> dict[str, str]:
+    return {"HEADRACE_STORE": f"sqlite:{processes.folder / 'headrace.sqlite'}"}
+
+
 def _start_service(
-    processes: Processes, upstream: Upstream, plans: Sequence[Plan], store: Mapping[str, str]
+    processes: Processes,
+    upstream: Upstream,
+    plans: Sequence[Plan],
+    store: Mapping[str, str],
+    *,
+    model: str = "bedrock",
+    module: str = "service",
 ) -> Running:
     issuer_port, port = free_port(), free_port()
     issuer = f"http://127.0.0.1:{issuer_port}"
     processes.python("local.issuer", "--port", str(issuer_port), port=issuer_port, core=LOAD_CORE)
-    catalog = processes.folder / "headrace.toml"
-    catalog.write_text(_catalog(plans))
+    settings = processes.folder / "headrace.toml"
+    settings.write_text(catalog(plans, upstream, model))
     environ = {
         **_bedrock(upstream),
         "HEADRACE_HOST": "127.0.0.1",
         "HEADRACE_PORT": str(port),
-        "HEADRACE_CATALOG": str(catalog),
+        "HEADRACE_CATALOG": str(settings),
         "HEADRACE_ISSUER": f"{issuer}/local_pool",
         "HEADRACE_AUDIENCES": _AUDIENCE,
         **store,
     }
-    pid = processes.python("service", port=port, environ=environ)
+    pid = processes.python(module, port=port, environ=environ)
     tokens = [_id_token(f"{issuer}/token", f"user-{number}") for number in range(_USERS)]
     headers = [f"Authorization: Bearer {token}\r\n" for token in tokens]
-    return Running(pid, port, _runtime_path, end_mark='{"invocationCompleted"', headers=headers)
+    tables = (store.get(table.setting, "") for table in (USAGE, INVOCATIONS))
+    place = store["HEADRACE_STORE"]
+    return Running(
+        pid,
+        port,
+        _runtime_path,
+        end_mark='{"invocationCompleted"',
+        headers=headers,
+        store=":".join((DYNAMODB, *tables)) if place == DYNAMODB else place,
+        environ={**AWS, **store},
+    )
 
 
 def start_shape(shape: str) -> Start:
@@ -262,7 +298,8 @@ def nginx_path() -> str | None:
 
 
 def _bedrock(upstream: Upstream) -> dict[str, str]:
-    trusted = {} if upstream.trusted is None else {"AWS_CA_BUNDLE": str(upstream.trusted)}
+    trusting = () if upstream.trusted is None else ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+    trusted = {name: str(upstream.trusted) for name in trusting}
     return {**AWS, **trusted, "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": upstream.url}
 
 
@@ -274,9 +311,10 @@ def _runtime_path(plan: Plan) -> str:
     return f"/runtimes/{plan.model_id}/invocations"
 
 
-def _catalog(plans: Sequence[Plan]) -> str:
+def catalog(plans: Sequence[Plan], upstream: Upstream, model: str) -> str:
+    """The service's catalog: a runtime for each plan, both endpoints of the upstream, limits out of reach."""
     runtimes = "".join(
-        f'[runtimes.{plan.model_id}]\nkind = "converse"\nmodel = "bedrock/{plan.model_id}"\n'
+        f'[runtimes.{plan.model_id}]\nkind = "converse"\nmodel = "{model}/{plan.model_id}"\n'
         f"max_output_tokens = {max(plan.deltas, 1024)}\n"
         for plan in dict.fromkeys(plans)
     )
@@ -287,6 +325,9 @@ readers_per_principal = 100_000
 drain_s = 1
 [upstreams.bedrock]
 kind = "bedrock"
+[upstreams.chat]
+kind = "openai"
+base_url = "{upstream.url}/v1"
 {runtimes}[limits.default]
 daily_tokens = 1_000_000_000_000
 monthly_tokens = 1_000_000_000_000

@@ -4,8 +4,8 @@ The path of one invocation, in reading order; in brackets the parts that a stati
 
      1  __main__            settings and logging; a server whose SIGTERM starts the drain
      2  app                 chooses the adapters, opens them, closes them; nothing else does
-     3  middleware          request id, path, body limit, security headers, one log line a request
-     4  api                 submit: authenticate, parse, admit, start, follow   [submission, views, problems]
+     3  edge                finds the route, sends its answer; one log line a request       [problems]
+     4  api                 submit: authenticate, parse, admit, start, follow   [submission, views]
      5  identity            bearer token -> Principal, unless it is denied      [jose, keys, policies]
      6  admission           Principal and job -> Invocation with its first hold
      7  runner              owns running attempts; each ends in exactly one way [attempt, leases, takeover]

@@ -15,7 +15,6 @@ import faulthandler
 import gc
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -25,15 +24,14 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api_stream import ABORT, WRITE
 from service.app import Drain, create_app
 from service.config import Catalog, ConfigError, Settings
+from service.protocol import Protocol
 from service.telemetry import configure_logging
 
 logger = logging.getLogger("headrace")
@@ -51,59 +49,6 @@ HARD_STOP_STATUS: Final = 70  # EX_SOFTWARE of sysexits.h
 # busy all the time made the writes of one invocation last 6.6 s; with 0.5 ms, under 1 s.
 SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (10_000, 10, 10)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which also tells the app how to drop the connection of a stuck peer, and to write.
-
-    A peer that has died without a word takes no write either, but the kernel would try for a quarter of an
-    hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
-    With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
-
-    Every response that is not complete is told when its peer leaves. uvicorn tells only the one to the newest
-    request: not the one that is being streamed, if its peer has sent another request behind it.
-    """
-
-    unacknowledged_ms = 30_000
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._cycles: list[RequestResponseCycle] = []
-        if sys.platform == "linux":
-            with suppress(OSError):  # the peer has left already
-                transport.get_extra_info("socket").setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.unacknowledged_ms
-                )
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._extensions: dict[str, Any] = {ABORT: self.transport.abort}
-        self.scope["extensions"] = self._extensions
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        self._extensions[WRITE] = partial(_write, self.cycle)
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-        super().connection_lost(exc)
-
-
-def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """Write a chunk of a response; False where that is not all that `send` would do.
-
-    `send` costs a coroutine, a message and a look at each of its parts; a stream writes once a delta.
-    """
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not body:
-        return False
-    if not (cycle.response_started and cycle.chunked_encoding):
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-    return True
 
 
 def _exit_later(after_s: float) -> None:
@@ -254,12 +199,13 @@ def _server_config(app: ASGIApp, settings: Settings, write_timeout_s: float) -> 
         app,
         host=settings.host,
         port=settings.port,
-        http=type("Protocol", (_Protocol,), unacknowledged),
+        http=type("Protocol", (Protocol,), unacknowledged),
         loop="uvloop",
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nothing here asks who the peer is
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,

@@ -1,27 +1,24 @@
 """The routes: submit, follow, show, list, cancel, resume, usage, health.
 
-`app` mounts `ROUTES` and puts a `Service` into the lifespan state; the routes call the stations in order.
+`app` gives `ROUTES` to `edge` and puts a `Service` into the lifespan state; the routes call the stations in
+order.
 `submit` is the story of one invocation: authenticate, parse, admit, start, follow. Every route that names an
 invocation checks that it is the caller's, that the path names its runtime and that the caller may still call
 that runtime; else it is 404.
 """
 
-import asyncio
-import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
-
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from service import views
 from service.admission import Admission, Retry
 from service.api_stream import EventStream
 from service.config import Catalog, RuntimeConfig
+from service.edge_answer import Answer, Endpoint, Headers, document
+from service.edge_request import Bodies, Request
 from service.errors import (
     AlreadyEnded,
     Fenced,
@@ -35,7 +32,6 @@ from service.events import START, EventId, answer_text
 from service.follow import Follow
 from service.identity import Identity, Principal
 from service.invocations import Invocation, State
-from service.middleware import LINE
 from service.policies import PolicyWatch
 from service.readers import PIECE_BYTES
 from service.runner import Runner
@@ -45,6 +41,7 @@ from service.takeover import Takeover
 from service.wire import NDJSON, SSE, Wire
 
 SESSION_HEADER: Final = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
+_SESSION_HEADER: Final = SESSION_HEADER.lower().encode()
 # AgentCore takes 33 to 256 characters: https://docs.aws.amazon.com/bedrock-agentcore/latest/APIReference/API_InvokeAgentRuntime.html
 # Shorter ones do no harm here.
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
@@ -53,8 +50,6 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _INVOCATION_ID: Final = re.compile(r"inv_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 RESULT_LIMIT_BYTES: Final = 1024 * 1024
 PAGE_LIMIT: Final = 100
-# Bodies that are being read share a bound: a slow sender must not keep its part of it for ever.
-BODY_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +64,12 @@ class Service:
     takeover: Takeover
     follow: Follow
     store: Store
+    bodies: Bodies
     is_ready: Callable[[], bool]
     now_ms: Callable[[], int]
 
 
-async def submit(request: Request) -> Response:
+async def submit(request: Request) -> Answer:
     """`POST /runtimes/{runtime_id}/invocations`: start an invocation, then follow it."""
     service = _service(request)
     principal, runtime = await _caller(request)
@@ -84,21 +80,23 @@ async def submit(request: Request) -> Response:
     if not detached:
         service.follow.check_room(principal.sub)
     idempotency_key = _idempotency_key(request)
-    body = await _json_body(request)
+    body = await _json_body(request, runtime)
     submission = parse_submission(body, runtime)
     retry_of = Retry(idempotency_key, body) if idempotency_key else None
-    with ExitStack() as kept:
+    service.runner.check_room(principal.sub)  # the body took its time; who is refused is to submit again
+    with nullcontext() if detached else service.follow.room(principal.sub):
         with service.runner.room(principal.sub):
-            if not detached:
-                kept.enter_context(service.follow.room(principal.sub))
             admitted = await service.admission.admit(principal, runtime, submission, session_id, retry_of)
             invocation, given = admitted
             attempt = service.runner.start(invocation, given, runtime) if given else None
-        _note(request, invocation_id=invocation.invocation_id)
+        request.line["invocation_id"] = invocation.invocation_id
         location = views.location(invocation)
-        headers = {"Location": location} | ({SESSION_HEADER: session_id} if session_id else {})
+        headers: Headers = [(b"location", location.encode())]
+        if session_id:
+            headers.append((_SESSION_HEADER, session_id.encode()))
         if detached:
-            return _json(views.record(invocation), 202, headers | {"Preference-Applied": "respond-async"})
+            headers.append((b"preference-applied", b"respond-async"))
+            return document(202, views.record(invocation), headers)
         try:
             if attempt is not None:
                 await attempt.begun(service.catalog.service.first_event_grace_s)
@@ -109,25 +107,25 @@ async def submit(request: Request) -> Response:
     return EventStream(service.follow, invocation, START, wire, principal, headers, checked=True)
 
 
-async def follow(request: Request) -> Response:
+async def follow(request: Request) -> Answer:
     """`GET .../events`: replay from the cursor, then tail. `Last-Event-ID` counts more than `?after=`."""
     service = _service(request)
     principal, invocation = await _own_invocation(request)
     wire = _wire_of(request)
-    text = request.headers.get("last-event-id") or request.query_params.get("after") or ""
+    text = request.header(b"last-event-id") or request.parameter("after")
     cursor = EventId.parse(text) if text else START
-    return EventStream(service.follow, invocation, cursor, wire, principal, {})
+    return EventStream(service.follow, invocation, cursor, wire, principal, [])
 
 
-async def show(request: Request) -> Response:
+async def show(request: Request) -> Answer:
     """`GET .../{invocation_id}`: the record, with the text that the model has answered so far."""
     _, invocation = await _own_invocation(request)
     text, whole = await _result_text(_service(request).store, invocation.invocation_id)
     result = {"text": text} | ({} if whole else {"truncated": True})
-    return _json(views.record(invocation) | {"result": result})
+    return document(200, views.record(invocation) | {"result": result}, [])
 
 
-async def cancel(request: Request) -> Response:
+async def cancel(request: Request) -> Answer:
     """`POST .../{invocation_id}/cancel`: stop it, whoever runs it; 202 until it has ended."""
     service = _service(request)
     _, invocation = await _own_invocation(request)
@@ -135,15 +133,15 @@ async def cancel(request: Request) -> Response:
         asked = await service.store.request_cancel(invocation.invocation_id, service.now_ms())
         invocation = asked or invocation
     if invocation.state is State.CANCELLED:
-        return _json(views.record(invocation))
+        return document(200, views.record(invocation), [])
     _refuse_ended(invocation)
     service.runner.cancel(invocation.invocation_id, "requested")
     if invocation.state is State.PAUSED:
         service.takeover.wake()
-    return _json(views.record(invocation), 202)
+    return document(202, views.record(invocation), [])
 
 
-async def resume(request: Request) -> Response:
+async def resume(request: Request) -> Answer:
     """`POST .../{invocation_id}/resume`: let a paused invocation go on now, if there is room."""
     service = _service(request)
     principal, invocation = await _own_invocation(request)
@@ -156,18 +154,20 @@ async def resume(request: Request) -> Response:
         except Fenced:  # it goes on already, or has ended
             _, invocation = await _own_invocation(request)
             _refuse_ended(invocation)
-    return _json(views.record(invocation), 202)
+    return document(202, views.record(invocation), [])
 
 
-async def list_invocations(request: Request) -> Response:
+async def list_invocations(request: Request) -> Answer:
     """`GET /runtimes/{runtime_id}/invocations`: the caller's, newest first; `?limit=` and `?before=` page."""
     service = _service(request)
     principal, runtime = await _caller(request)
-    limit_text = request.query_params.get("limit", "20")
+    limit_text = request.parameter("limit")
+    if limit_text is None:
+        limit_text = "20"
     limit = int(limit_text) if re.fullmatch(r"\d{1,3}", limit_text, re.ASCII) else 0
     if not 1 <= limit <= PAGE_LIMIT:
         raise InvalidRequest(f"limit must be a number from 1 to {PAGE_LIMIT}.")
-    before = request.query_params.get("before")
+    before = request.parameter("before")
     if before is not None and not _INVOCATION_ID.fullmatch(before):
         raise InvalidRequest("before must be an invocation id: the last one of the page before.")
     page = await service.store.list_invocations(principal.sub, runtime.name, before=before, limit=limit + 1)
@@ -176,10 +176,10 @@ async def list_invocations(request: Request) -> Response:
         body["next"] = (
             f"/runtimes/{runtime.name}/invocations?limit={limit}&before={page[limit - 1].invocation_id}"
         )
-    return _json(body)
+    return document(200, body, [])
 
 
-async def list_runtimes(request: Request) -> Response:
+async def list_runtimes(request: Request) -> Answer:
     """`GET /runtimes`: what the caller may invoke."""
     service = _service(request)
     principal = await _principal(request)
@@ -194,58 +194,59 @@ async def list_runtimes(request: Request) -> Response:
         for runtime in service.catalog.runtimes.values()
         if runtime.admits(principal.groups)
     ]
-    return _json({"runtimes": runtimes})
+    return document(200, {"runtimes": runtimes}, [])
 
 
-async def usage(request: Request) -> Response:
+async def usage(request: Request) -> Answer:
     """`GET /usage`: what the caller has used, holds and has left, per window."""
     service = _service(request)
     principal = await _principal(request)
     account = await service.store.account(principal.sub, service.now_ms())
-    return _json(views.usage(account, service.policies.limits_of(principal.sub, principal.groups)))
+    return document(
+        200, views.usage(account, service.policies.limits_of(principal.sub, principal.groups)), []
+    )
 
 
-async def ping(request: Request) -> Response:
+async def ping(request: Request) -> Answer:
     """`GET /ping`: liveness only, 200 while draining; AgentCore's container contract."""
     runner = _service(request).runner
     status = "HealthyBusy" if runner.running else "Healthy"
-    return _json({"status": status, "time_of_last_update": int(runner.busy_changed_at_s)})
+    return document(200, {"status": status, "time_of_last_update": int(runner.busy_changed_at_s)}, [])
 
 
-async def ready(request: Request) -> Response:
+async def ready(request: Request) -> Answer:
     """`GET /ready`: whether the load balancer should send requests here."""
     is_ready = _service(request).is_ready()
-    return _json({"ready": is_ready}, 200 if is_ready else 503)
+    return document(200 if is_ready else 503, {"ready": is_ready}, [])
 
 
-_EVENTS: Final = Route("/runtimes/{runtime_id}/invocations/{invocation_id}/events", follow, methods=["GET"])
-_EVENTS.methods = {"GET"}  # Starlette adds HEAD, and a HEAD must not hold a reader open
-ROUTES: Final = (
-    Route("/runtimes", list_runtimes, methods=["GET"]),
-    Route("/runtimes/{runtime_id}/invocations", submit, methods=["POST"]),
-    Route("/runtimes/{runtime_id}/invocations", list_invocations, methods=["GET"]),
-    Route("/runtimes/{runtime_id}/invocations/{invocation_id}", show, methods=["GET"]),
-    _EVENTS,
-    Route("/runtimes/{runtime_id}/invocations/{invocation_id}/cancel", cancel, methods=["POST"]),
-    Route("/runtimes/{runtime_id}/invocations/{invocation_id}/resume", resume, methods=["POST"]),
-    Route("/usage", usage, methods=["GET"]),
-    Route("/ping", ping, methods=["GET"]),
-    Route("/ready", ready, methods=["GET"]),
-)
+def _readable(endpoint: Endpoint) -> dict[str, Endpoint]:
+    return {"GET": endpoint, "HEAD": endpoint}
+
+
+ROUTES: Final[Mapping[str, Mapping[str, Endpoint]]] = {
+    "/runtimes": _readable(list_runtimes),
+    "/runtimes/{runtime_id}/invocations": {"POST": submit} | _readable(list_invocations),
+    "/runtimes/{runtime_id}/invocations/{invocation_id}": _readable(show),
+    # Not HEAD: it must not hold a reader open.
+    "/runtimes/{runtime_id}/invocations/{invocation_id}/events": {"GET": follow},
+    "/runtimes/{runtime_id}/invocations/{invocation_id}/cancel": {"POST": cancel},
+    "/runtimes/{runtime_id}/invocations/{invocation_id}/resume": {"POST": resume},
+    "/usage": _readable(usage),
+    "/ping": _readable(ping),
+    "/ready": _readable(ready),
+}
+"""Path template -> method -> endpoint."""
 
 
 def _service(request: Request) -> Service:
-    return cast("Service", request.state.service)
-
-
-def _note(request: Request, **fields: Any) -> None:
-    request.scope[LINE].update(fields)
+    return cast("Service", request.state["service"])
 
 
 async def _principal(request: Request) -> Principal:
     service = _service(request)
-    principal = await service.identity.authenticate(request.headers.get("authorization"))
-    _note(request, sub=principal.sub)
+    principal = await service.identity.authenticate(request.header(b"authorization"))
+    request.line["sub"] = principal.sub
     service.policies.check(principal.sub, principal.origin_jti)
     return principal
 
@@ -253,22 +254,22 @@ async def _principal(request: Request) -> Principal:
 async def _caller(request: Request) -> tuple[Principal, RuntimeConfig]:
     """Authenticate, and find the runtime that the path names among those that the caller may call."""
     principal = await _principal(request)
-    runtime = _service(request).catalog.runtimes.get(request.path_params["runtime_id"])
+    runtime = _service(request).catalog.runtimes.get(request.segments[1])
     if runtime is None or not runtime.admits(principal.groups):
         raise NotFound("No runtime with this id is yours to call: GET /runtimes lists those that are.")
-    _note(request, runtime_id=runtime.name)
+    request.line["runtime_id"] = runtime.name
     return principal, runtime
 
 
 async def _own_invocation(request: Request) -> tuple[Principal, Invocation]:
     principal, runtime = await _caller(request)
-    invocation_id = request.path_params["invocation_id"]
+    invocation_id = request.segments[3]
     invocation = None
     if _INVOCATION_ID.fullmatch(invocation_id):
         invocation = await _service(request).store.load_invocation(invocation_id)
     if invocation is None or invocation.sub != principal.sub or invocation.runtime_id != runtime.name:
         raise NotFound("No invocation with this id is yours: it may be older than records are kept.")
-    _note(request, invocation_id=invocation_id)
+    request.line["invocation_id"] = invocation_id
     return principal, invocation
 
 
@@ -280,7 +281,10 @@ def _refuse_ended(invocation: Invocation) -> None:
 
 def _wire_of(request: Request) -> Wire:
     """Choose the format from `Accept`: SSE unless NDJSON is asked for."""
-    for part in request.headers.get("accept", "*/*").lower().split(","):
+    accepted = request.header(b"accept") or SSE.media_type
+    if accepted == SSE.media_type:  # what most send
+        return SSE
+    for part in accepted.lower().split(","):
         media_type, *parameters = (text.strip() for text in part.split(";"))
         if any(_REFUSED.fullmatch(parameter) for parameter in parameters):
             continue
@@ -292,12 +296,12 @@ def _wire_of(request: Request) -> Wire:
 
 
 def _prefers_async(request: Request) -> bool:
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    preferences = request.list_header(b"prefer")
     return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
 
 
 def _session_id(request: Request) -> str | None:
-    session_id = request.headers.get(SESSION_HEADER)
+    session_id = request.header(_SESSION_HEADER)
     if session_id is not None and not _SESSION_ID.fullmatch(session_id):
         raise InvalidRequest(f"{SESSION_HEADER} must have 1 to 256 letters, digits, or any of . _ : -")
     return session_id
@@ -305,24 +309,19 @@ def _session_id(request: Request) -> str | None:
 
 def _idempotency_key(request: Request) -> str | None:
     """Read `Idempotency-Key`: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/."""
-    given = request.headers.get("idempotency-key")
+    given = request.header(b"idempotency-key")
     if given is not None and not _KEY.fullmatch(given):
         raise InvalidRequest("Idempotency-Key must have 1 to 255 visible ASCII characters, such as a UUID.")
     return given
 
 
-async def _json_body(request: Request) -> bytes:
-    """Read the body without leaving it in the request: a stream may be open for an hour."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+async def _json_body(request: Request, runtime: RuntimeConfig) -> bytes:
+    media_type = request.header(b"content-type")
+    if media_type is not None and media_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("Send the job as JSON with Content-Type: application/json.")
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return b"".join([piece async for piece in request.stream()])
-    except TimeoutError as error:
-        raise InvalidRequest(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.") from error
-    except ClientDisconnect as error:
-        raise InvalidRequest("The body ended early.") from error
+    service = _service(request)
+    limit_bytes = runtime.body_limit_bytes or service.catalog.service.body_limit_bytes
+    return await request.body(limit_bytes, service.bodies)
 
 
 async def _result_text(store: Store, invocation_id: str) -> tuple[str, bool]:
@@ -338,8 +337,3 @@ async def _result_text(store: Store, invocation_id: str) -> tuple[str, bool]:
     # The halves of a character that came in two deltas become one here; a half that is alone is replaced.
     text = "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
     return text[:RESULT_LIMIT_BYTES].decode(errors="ignore"), len(text) <= RESULT_LIMIT_BYTES
-
-
-def _json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(content, status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")

@@ -5,6 +5,7 @@ state; everything else gets its collaborators as constructor arguments, the cloc
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -17,9 +18,7 @@ from functools import partial
 from typing import Any, Final, TypedDict
 
 import aiohttp
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from service.agent_loops import open_agent_loops
@@ -34,14 +33,15 @@ from service.config import (
     ServiceConfig,
     Settings,
 )
+from service.edge import Cors, Edge
+from service.edge_request import Bodies
 from service.errors import StoreUnavailable
 from service.identity import Identity
-from service.middleware import BodyLimit, Envelope, Paths
 from service.models import Model
 from service.models.bedrock import BedrockModel
 from service.models.openai_compat import OpenAICompatModel
 from service.models.route import Routes
-from service.problems import ON_ERROR
+from service.problems import refuse
 from service.stores import Store
 from service.stores.dynamodb import DynamoStore
 from service.stores.sqlite import SqliteStore
@@ -58,6 +58,7 @@ MONOTONIC_S: Final[Callable[[], float]] = (
 )
 JWKS_LIMIT_BYTES: Final = 256 * 1024
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS: Final = tuple(map("".join, itertools.product(CROCKFORD, repeat=2)))
 
 
 class State(TypedDict):
@@ -166,7 +167,7 @@ def create_app(
     parts = load_parts(catalog)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+    async def lifespan(_: object) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
                 service = await _open(stack, settings, catalog, parts, drain, adapters)
@@ -176,23 +177,19 @@ def create_app(
                 raise
             yield {"service": service}
 
-    inner = [
+    return Edge(
+        ROUTES,
+        refuse,
         _cors(settings.cors_origins),
-        Middleware(BodyLimit, limit_of=_limit_of(catalog), all_bytes=catalog.service.bodies_being_read_bytes),
-    ]
-    starlette = Starlette(
-        routes=list(ROUTES), middleware=inner, exception_handlers=ON_ERROR, lifespan=lifespan
+        adapters.telemetry.request_finished,
+        lifespan=Router(lifespan=lifespan).lifespan,
     )
-    starlette.router.redirect_slashes = False  # its URL would lack the stage, and believe the Host header
-    return Envelope(Paths(starlette), adapters.telemetry.request_finished)
 
 
-def _cors(origins: Sequence[str]) -> Middleware:
+def _cors(origins: Sequence[str]) -> Cors:
     """Let web pages of these origins call, and see what a client needs."""
-    return Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
+    return Cors(
+        origins,
         allow_headers=[
             "Authorization",
             "Content-Type",
@@ -210,7 +207,6 @@ def _cors(origins: Sequence[str]) -> Middleware:
             "X-Request-Id",
             SESSION_HEADER,
         ],
-        max_age=600,
     )
 
 
@@ -270,6 +266,7 @@ async def _open(
         takeover=jobs.takeover,
         follow=jobs.follow,
         store=store,
+        bodies=Bodies(config.bodies_being_read_bytes),
         is_ready=lambda: identity.ready and jobs.policies.is_loaded and not drain.is_on,
         now_ms=jobs.now_ms,
     )
@@ -309,17 +306,7 @@ class _Background:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _limit_of(catalog: Catalog) -> Callable[[str], int]:
-    """Return the body limit of a path: its runtime's, else the service's."""
-    standard_bytes = catalog.service.body_limit_bytes
-    limits = {
-        f"/runtimes/{runtime.name}/invocations": runtime.body_limit_bytes or standard_bytes
-        for runtime in catalog.runtimes.values()
-    }
-    return lambda path: limits.get(path, standard_bytes)
-
-
 def new_invocation_id(now_ms: int) -> str:
     """Make an id that sorts by time: `inv_` and a ULID (https://github.com/ulid/spec)."""
     number = now_ms << 80 | secrets.randbits(80)
-    return "inv_" + "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -5, -5))
+    return "inv_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -10, -10)])

@@ -113,7 +113,8 @@ class RunningAttempt:
         self._held_turn = held_turn
         self._entered = False
         self._ending = False
-        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._has_begun = False
+        self._awaited: asyncio.Future[None] | None = None
         pen.on_first_frame(self._on_first_frame)
 
     # -- from outside
@@ -124,8 +125,15 @@ class RunningAttempt:
         Raises:
             HeadraceError: It ended before the upstream said anything.
         """
-        await asyncio.wait([self._begun], timeout=within_s)
-        if self._begun.done() and self.refusal is not None:
+        if not self._has_begun:
+            loop = asyncio.get_running_loop()
+            self._awaited = loop.create_future()
+            timer = loop.call_later(within_s, self._release)
+            try:
+                await self._awaited
+            finally:
+                timer.cancel()
+        if self._has_begun and self.refusal is not None:
             raise self.refusal
 
     def interrupt(self, reason: Stop | HeadraceError) -> None:
@@ -143,14 +151,18 @@ class RunningAttempt:
             self.cancel_reason = reason
         self.interrupt(Stop.CANCELLED)
 
-    def mark_ended(self) -> None:
-        """Release who waits for the beginning; called when the task has ended."""
-        if not self._begun.done():
-            self._begun.set_result(None)
+    def mark_begun(self) -> None:
+        """Release who waits for the beginning; called when the task has ended, too."""
+        self._has_begun = True
+        self._release()
+
+    def _release(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
 
     def _on_first_frame(self) -> None:
         self.first_frame_at = asyncio.get_running_loop().time()
-        self.mark_ended()
+        self.mark_begun()
 
     # -- from inside
 
@@ -208,7 +220,10 @@ class RunningAttempt:
         """
         self._entered = True
         try:
-            return await self._end(await self._decide(runtime))
+            decision = await self._decide(runtime)
+            if self._held_turn is not None:
+                self.ledger.settle_at_end(self._held_turn, Usage())
+            return await self._end(decision)
         except Fenced:
             pass
         except asyncio.CancelledError:
@@ -222,24 +237,14 @@ class RunningAttempt:
 
     async def _decide(self, runtime: Runtime | None) -> "_Decision | QuotaExceeded | Stop":
         """Run the runtime and decide the ending; `QuotaExceeded` says: pause."""
-        remaining_s = self._remaining_s()
-        decided: _Decision | QuotaExceeded | Stop
-        if self.stop is not None:
-            decided = self._stopped()
-        elif runtime is None or remaining_s <= 0:
-            decided = self._failed(DeadlineExceeded(_DEADLINE))
-        else:
-            decided = await self._execute(runtime, asyncio.timeout(remaining_s))
-        if self._held_turn is not None:
-            self.ledger.settle_at_end(self._held_turn, Usage())
-        return decided
-
-    async def _execute(
-        self, runtime: Runtime, deadline: asyncio.Timeout
-    ) -> "_Decision | QuotaExceeded | Stop":
+        remaining_s, stop = self._remaining_s(), self.stop
+        if stop is not None:
+            return self._stopped()
+        if runtime is None or remaining_s <= 0:
+            return self._failed(DeadlineExceeded(_DEADLINE))
+        deadline = asyncio.get_running_loop().call_later(remaining_s, self._pass_deadline)
         try:
-            async with deadline:
-                outcome = await runtime.run(self.given, self._effects())
+            outcome = await runtime.run(self.given, self._effects())
         except _HandedOver:
             return Stop.HANDED_OVER
         except asyncio.CancelledError:
@@ -255,13 +260,16 @@ class RunningAttempt:
             return self._failed(failure)
         except Fenced:
             raise
-        except Exception as error:  # a runtime's own fault ends its invocation, never the process
-            if deadline.expired() and isinstance(error, TimeoutError):
-                return self._failed(DeadlineExceeded(_DEADLINE))
+        except Exception:  # a runtime's own fault ends its invocation, never the process
             logger.exception("runtime failed", extra={"invocation_id": self.invocation.invocation_id})
             return self._failed(InternalError("The failure has been logged with this invocation's id."))
+        finally:
+            deadline.cancel()
         completed = {"stopReason": outcome.stop_reason, "usage": self.ledger.total.as_json()}
         return _Decision(State.COMPLETED, encode("invocationCompleted", completed))
+
+    def _pass_deadline(self) -> None:
+        self.interrupt(DeadlineExceeded(_DEADLINE))
 
     def _stopped(self) -> "_Decision | Stop":
         """Decide for an attempt that was stopped from outside."""

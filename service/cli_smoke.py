@@ -70,7 +70,11 @@ class Finding(NamedTuple):
 def smoke(call: Call) -> Exit:
     """Run all checks and print what they found."""
     endpoint = open_endpoint(call)
-    visit = _visit(call, endpoint)
+    try:
+        visit = _visit(call, endpoint)
+    except ClientError as exc:  # which may quote what the endpoint sent
+        exc.args = (_without_token(str(exc), endpoint),)
+        raise
     findings = []
     try:
         for name, check in CHECKS:
@@ -85,7 +89,9 @@ def smoke(call: Call) -> Exit:
     finally:
         _leave_nothing(visit)
     held = sum(finding.outcome is Outcome.OK for finding in findings)
-    noticed = {name: _without_token(said, visit) for name, said in visit.noticed.items()}
+    noticed = {
+        name: _without_token(said, endpoint, visit.other_token) for name, said in visit.noticed.items()
+    }
     if call.args.json:
         call.screen.document(
             {
@@ -159,7 +165,7 @@ def _run(name: str, check: Callable[[Visit], str], visit: Visit) -> Finding:
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         # Checks read answers as the contract has them: where one has another form, that is the finding.
         outcome, said = Outcome.FAILED, f"an answer has not the form that it must have ({type(exc).__name__})"
-    return Finding(name, outcome, _without_token(said, visit))
+    return Finding(name, outcome, _without_token(said, visit.probe.endpoint, visit.other_token))
 
 
 def _leave_nothing(visit: Visit) -> None:
@@ -173,9 +179,9 @@ def _line(kind: str, name: str, said: str) -> str:
     return f"{kind:<9}{name:<19}{said}\n"
 
 
-def _without_token(text: str, visit: Visit) -> str:
+def _without_token(text: str, endpoint: Endpoint, other_token: str | None = None) -> str:
     """Take out every part of a token: an endpoint may send back what it was sent."""
-    tokens = (visit.probe.endpoint.bearer.token(), visit.other_token or "")
+    tokens = (endpoint.bearer.token(), other_token or "")
     for part in {part for token in tokens for part in token.split(".") if len(part) > 3}:
         text = text.replace(part, "[token]")
     return printable(re.sub(r"eyJ[\w-]+(\.[\w-]+)*", "[token]", text)).replace("\n", " ")

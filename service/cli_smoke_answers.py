@@ -28,9 +28,7 @@ BUFFERED: Final = (
 def streams(visit: Visit) -> str:
     """The answer comes while it is made, whole, in order and as it is."""
     visit.usage_before = visit.document("GET /usage")
-    heard = visit.listen(
-        visit.submission, document=visit.job, headers={**ENCODINGS, "Idempotency-Key": visit.key}
-    )
+    heard = visit.submit(document=visit.job, headers={**ENCODINGS, "Idempotency-Key": visit.key})
     visit.streamed_id = id_of(visit, heard)
     need_whole(heard, heard.events)
     visit.running.discard(visit.path(visit.streamed_id))

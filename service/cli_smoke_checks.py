@@ -13,6 +13,7 @@ import json
 import secrets
 import uuid
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -83,6 +84,14 @@ class Visit:
     def listen(self, request: str, **how: Any) -> Heard:
         """Read a stream with the caller's token; see `Probe.listen`."""
         return self.probe.listen(request, token=self.token, **how)
+
+    def submit(self, **how: Any) -> Heard:
+        """Submit and read the stream; what was started is noted with its headers, the rest may never come."""
+        return self.listen(self.submission, begun=self._note, **how)
+
+    def _note(self, headers: Message) -> None:
+        if location := headers.get("Location"):
+            self.running.add(self.path(location.rpartition("/")[2]))
 
     def document(self, request: str) -> dict[str, Any]:
         """Return the JSON object that a request is answered with."""

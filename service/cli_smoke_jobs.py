@@ -95,7 +95,7 @@ def keeps_records(visit: Visit) -> str:
 def cancels(visit: Visit) -> str:
     """Who cancels sees it end, and what it used."""
     longer = visit.job | {"maxTokens": min(visit.most_tokens, 4 * visit.max_tokens)}
-    heard = visit.listen(visit.submission, document=longer, enough=_is_under_way)
+    heard = visit.submit(document=longer, enough=_is_under_way)
     invocation_id = id_of(visit, heard)
     path = visit.path(invocation_id)
     reply = visit.ask(f"POST {path}/cancel")

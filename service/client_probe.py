@@ -137,8 +137,9 @@ class Probe:
         headers: Mapping[str, str] | None = None,
         document: Any = None,
         enough: Callable[[Sequence[Event]], bool] = lambda _: False,
+        begun: Callable[[Message], None] = lambda _: None,
     ) -> Heard:
-        """Read a stream to its end, or hang up as soon as `enough` of it is there.
+        """Read a stream to its end, or hang up as soon as `enough` of it is there; `begun` gets its headers.
 
         Raises:
             NoStream: The answer is none.
@@ -151,6 +152,7 @@ class Probe:
                 if answer.status != 200 or answer.headers.get_content_type() != SSE:
                     reply = Reply(answer.status, answer.headers, b"".join(piece for piece, _ in pieces))
                     raise NoStream(f"{request} answered {reply} ({answer.headers.get_content_type()})")
+                begun(answer.headers)
                 lines = _Lines(heard)
                 for piece, at_s in pieces:
                     lines.feed(piece, at_s)

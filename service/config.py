@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -234,12 +235,16 @@ class RuntimeConfig:
     @property
     def route(self) -> tuple[ModelName, ...]:
         """The models that it may call: of `converse` in the order in which they are tried."""
-        names = self.models if self.kind == "python" else self.model
-        return tuple(map(ModelName.of, (names,) if isinstance(names, str) else names))
+        return _route(self.models if self.kind == "python" else self.model)
 
     def admits(self, groups: tuple[str, ...]) -> bool:
         """Tell whether a principal in these groups may call this runtime."""
         return "*" in self.groups or not set(self.groups).isdisjoint(groups)
+
+
+@lru_cache(maxsize=1024)  # asked for with every invocation
+def _route(names: str | tuple[str, ...]) -> tuple[ModelName, ...]:
+    return tuple(map(ModelName.of, (names,) if isinstance(names, str) else names))
 
 
 @dataclass(frozen=True, slots=True)

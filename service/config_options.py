@@ -14,6 +14,7 @@ what)
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 
@@ -108,6 +109,7 @@ def cache_points(model_id: str) -> frozenset[str]:
     return _CACHED.get(family, frozenset()) if family else frozenset({SYSTEM, TOOLS})
 
 
+@lru_cache(maxsize=1024)  # asked for with every message of every call
 def family_of(model_id: str) -> str:
     """Return the provider and family that a model of Bedrock has in its name, or "" if it has none."""
     match = _FAMILY.match(model_id)

@@ -127,10 +127,6 @@ class Reader:
             if must_be:
                 self.faults.append(f"{where} must be {must_be}")
             return value
-        if kind is bool:
-            if not isinstance(value, bool):
-                self.faults.append(f"{where} must be true or false")
-            return value
         if kind == tuple[str, ...]:
             if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
                 self.faults.append(f"{where} must be a list of strings")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address, ip_network
+from socket import inet_aton
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -102,5 +103,14 @@ def _is_private(host: str) -> bool:
     try:
         address = ip_address(host)
     except ValueError:
-        return _PRIVATE_NAME.fullmatch(host) is not None
+        return _PRIVATE_NAME.fullmatch(host) is not None and not _is_ipv4_to_libc(host)
     return any(address in network for network in _PRIVATE)
+
+
+def _is_ipv4_to_libc(host: str) -> bool:
+    """Tell an address in a form that only libc takes, such as 134744072: it looks like a label."""
+    try:
+        inet_aton(host)
+    except OSError:
+        return False
+    return True

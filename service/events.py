@@ -44,6 +44,9 @@ TERMINAL_EVENT_TYPES: Final = frozenset({b"invocationCompleted", b"invocationFai
 _CURSOR: Final = re.compile(r"([1-9][0-9]{0,8})\.([1-9][0-9]{0,8})", re.ASCII)
 
 
+_LF, _CR = b"\n\r"  # integers: to look for one costs a quarter of what it costs to look for a `bytes`
+
+
 class EventId(NamedTuple):
     """`<attempt>.<seq>`, both from 1; compares in the order in which a reader receives events."""
 
@@ -120,7 +123,7 @@ def from_frames(frames: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
     """
     events = []
     for kind, payload in frames:
-        if b"\n" in payload or b"\r" in payload:
+        if _LF in payload or _CR in payload:
             payload = json.dumps(json.loads(payload), separators=(",", ":"), ensure_ascii=False).encode()
         events.append(b'{"%b":%b}' % (kind, payload))
     return tuple(events)

@@ -13,10 +13,10 @@ import asyncio
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from service.config import ServiceConfig
 from service.errors import (
@@ -72,7 +72,7 @@ class Follow:
         self.wheel = Wheel(config.heartbeat_s, clock)
         # The wheel looks at most one tick late: so silence never lasts longer than `heartbeat_s`.
         self._pace = Pace(config.heartbeat_s - self.wheel.tick_s, config.write_timeout_s)
-        self._readers: dict[Reader, tuple[str, str | None]] = {}  # with whose they are: sub, origin_jti
+        self._readers: dict[Reader, _Opened] = {}
         self._opening = 0
         self._by_principal: Counter[str] = Counter()  # open and about to be
         self._polls: dict[str, list[_Poll]] = {}
@@ -113,8 +113,7 @@ class Follow:
         if not self._by_principal[sub]:
             del self._by_principal[sub]
 
-    @asynccontextmanager
-    async def reader(
+    def open(
         self,
         invocation: Invocation,
         cursor: EventId,
@@ -123,8 +122,8 @@ class Follow:
         token_expires_at_s: float,
         origin_jti: str | None = None,
         checked: bool = False,
-    ) -> AsyncIterator[Reader]:
-        """Open a reader of an invocation from a cursor; leaving the block forgets it.
+    ) -> Reader:
+        """Open a reader of an invocation from a cursor; who opens it must `close` it.
 
         `token_expires_at_s` and `origin_jti` are those of the reader's token; its `sub` is the invocation's.
         `checked` says that there was `room` for this reader until now: the reader of a submission is refused
@@ -153,21 +152,22 @@ class Follow:
             self._deadline(token_expires_at_s),
         )
         presence = self._presence if invocation.runtime_id in self._abandonable else None
-        self._readers[reader] = invocation.sub, origin_jti
+        self._readers[reader] = _Opened(invocation.sub, origin_jti, poll, presence)
         self._count(invocation.sub, 1)
         if presence is not None:
             presence.opened(invocation.invocation_id)
         if self._draining:
             reader.close("drain")
-        try:
-            yield reader
-        finally:
-            del self._readers[reader]
-            self._count(invocation.sub, -1)
-            if poll is not None:
-                self._leave_poll(invocation.invocation_id, poll)
-            if presence is not None:
-                presence.closed(invocation.invocation_id)
+        return reader
+
+    def close(self, reader: Reader) -> None:
+        """Forget a reader that has ended."""
+        opened = self._readers.pop(reader)
+        self._count(opened.sub, -1)
+        if opened.poll is not None:
+            self._leave_poll(reader.invocation_id, opened.poll)
+        if opened.presence is not None:
+            opened.presence.closed(reader.invocation_id)
 
     def adopt(self, invocation_id: str) -> None:
         """Note that an attempt starts here: readers that follow by polling are sent on to its log."""
@@ -176,8 +176,8 @@ class Follow:
 
     def end_denied(self, refusal: Callable[[str, str | None], HeadraceError | None]) -> None:
         """End the readers of whom `refusal` refuses, by `sub` and `origin_jti`, with `streamEnded`."""
-        for reader, (sub, origin_jti) in tuple(self._readers.items()):
-            refused = refusal(sub, origin_jti)
+        for reader, opened in tuple(self._readers.items()):
+            refused = refusal(opened.sub, opened.origin_jti)
             if refused is not None:
                 reader.close(refused.code, refused.problem(invocationId=reader.invocation_id))
 
@@ -261,6 +261,15 @@ class Follow:
             elif not log.ended:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 1.5, longest_s)
+
+
+class _Opened(NamedTuple):
+    """Whose an open reader is, and who must hear that it has closed."""
+
+    sub: str
+    origin_jti: str | None
+    poll: "_Poll | None"
+    presence: Presence | None
 
 
 @dataclass(slots=True, eq=False)

@@ -31,7 +31,8 @@ MESSAGE_OVERHEAD_TOKENS: Final = 16
 TOOLS_OVERHEAD_TOKENS: Final = 1024
 # A model that is asked to think gets a system prompt for it, whose size nobody tells.
 REASONING_OVERHEAD_TOKENS: Final = 1024
-# Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision);
+# Fixed ceilings: an image is scaled down by the models to about 1,600 tokens (https://docs.anthropic.com/en/docs/build-with-claude/vision;
+# not by all of kind "openai": docs/configuration.md says what to limit there);
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
 DOCUMENT_CEILING_TOKENS: Final = 150_000
@@ -92,9 +93,10 @@ def reported_usage(metadata: bytes) -> Usage | None:
 
 
 def estimated_usage(*, input_bound: int, max_output: int, output_bytes: int) -> Usage:
-    """Estimate a call whose usage was never reported: at least what was generated, at most its hold.
+    """Estimate a call whose usage was never reported: at least what was streamed, at most its hold.
 
-    `output_bytes` are the bytes of the delta payloads: an upper bound of the tokens that were generated.
+    `output_bytes` are the bytes of the delta payloads: an upper bound of their tokens. What a model thinks
+    and does not stream (OpenAI's reasoning models) is not in it.
     """
     return Usage(input_tokens=input_bound, output_tokens=min(output_bytes, max_output), estimated=True)
 

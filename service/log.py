@@ -80,10 +80,10 @@ class AttemptLog:
         """Append events; returns what to wait for before more may come, or None."""
         if self._held or not self._may_publish():
             return self._hold_back(events)
-        block = Block(self._attempt, self._next_seq, tuple(events))
-        self._next_seq += len(events)
-        size_bytes = self.log.publish(block)
-        return self._commit.add(self._invocation_id, self.log, block, size_bytes)
+        log, first_seq = self.log, self._next_seq
+        block = Block(self._attempt, first_seq, tuple(events))
+        self._next_seq = first_seq + len(events)
+        return self._commit.add(self._invocation_id, log, block, log.publish(block))
 
     def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
         """Append a batch of upstream frames: the hot path, called from the connection's callback."""
@@ -180,20 +180,22 @@ class GroupCommit:
 
     def add(self, invocation_id: str, log: Log, block: Block, size_bytes: int) -> Awaitable[None] | None:
         """Queue the next block; returns what to wait for when the log is too far ahead of the store."""
+        attempt, _, events = block
         pending = self._pending.get(invocation_id)
-        if pending is not None and pending.attempt > block.attempt:
-            return None  # void: the next attempt has begun, here too
-        if pending is None or pending.attempt < block.attempt:
+        if pending is None or pending.attempt != attempt:
+            if pending is not None and pending.attempt > attempt:
+                return None  # void: the next attempt has begun, here too
             self._drop(invocation_id)
             pending = self._pending[invocation_id] = _Pending(log, block)
             self._some.set()
-        pending.events += block.events
-        pending.size_bytes += size_bytes
-        self._pending_bytes += size_bytes
-        if pending.size_bytes >= COMMIT_AT_BYTES:
+        pending.events += events
+        pending.size_bytes = pending_bytes = pending.size_bytes + size_bytes
+        self._pending_bytes = all_bytes = self._pending_bytes + size_bytes
+        if pending_bytes < COMMIT_AT_BYTES and all_bytes + self._writing_bytes < self._limit_bytes:
+            return None
+        if pending_bytes >= COMMIT_AT_BYTES:
             self._full.set()
-        all_bytes = self._pending_bytes + self._writing_bytes
-        if pending.size_bytes < UNSTORED_LIMIT_BYTES and all_bytes < self._limit_bytes:
+        if pending_bytes < UNSTORED_LIMIT_BYTES and not self.is_full:
             return None
         if pending.room is None:
             pending.room = asyncio.get_running_loop().create_future()

@@ -9,7 +9,6 @@ What is kept of an event is its bytes: no object per event that the garbage coll
 which there would be hundreds of thousands.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -70,7 +69,6 @@ class Log:
     """One invocation's log as this process sees it; fed by an `AttemptLog`, or by a poll of the store.
 
     Attributes:
-        head: The id of the newest event known here.
         ended: The newest event is the terminal one.
         moved: The attempt is not run here any more: its readers must reattach.
         elsewhere: Another process runs the attempt; `head` is what the store showed last.
@@ -80,15 +78,16 @@ class Log:
     """
 
     __slots__ = (
+        "_attempt",
         "_floor",
         "_leaving",
         "_listeners",
         "_newest",
         "_runs",
+        "_seq",
         "_tail_bytes",
         "elsewhere",
         "ended",
-        "head",
         "linger_s",
         "moved",
         "phase",
@@ -98,7 +97,7 @@ class Log:
     )
 
     def __init__(self, *, head: EventId = START, ended: bool = False, started_at: float = 0.0) -> None:
-        self.head = head
+        self._attempt, self._seq = head
         self.stored = head
         self.ended = ended
         self.elsewhere = False
@@ -109,7 +108,7 @@ class Log:
         self.started_at = started_at
         self._floor = head  # the tail holds everything after this id
         self._newest = _Run(0, 0)
-        self._runs: deque[_Run] = deque()
+        self._runs: list[_Run] = []
         self._tail_bytes = 0
         self._listeners: tuple[Listener, ...] = ()
         self._leaving: set[Callable[[], None]] = set()
@@ -117,20 +116,27 @@ class Log:
     def publish(self, block: Block, *, ended: bool = False) -> int:
         """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
         attempt, first_seq, events = block
-        size_bytes = len(events[0]) if len(events) == 1 else sum(map(len, events))
         run = self._newest
-        if run.attempt != attempt or run.first_seq + len(run.events) != first_seq:
+        if run.attempt != attempt or self._seq + 1 != first_seq:
             run = self._newest = _Run(attempt, first_seq)
             self._runs.append(run)
+            self._attempt = attempt
+        count = len(events)
+        size_bytes = len(events[0]) if count == 1 else sum(map(len, events))
+        self._seq = first_seq + count - 1
         run.events += events
-        self._tail_bytes += size_bytes
-        self.head = EventId(attempt, first_seq + len(events) - 1)
+        self._tail_bytes = tail_bytes = self._tail_bytes + size_bytes
         self.ended = ended
-        if self._tail_bytes > TAIL_LIMIT_BYTES:
+        if tail_bytes > TAIL_LIMIT_BYTES:
             self._trim()
         for listener in self._listeners:
             listener(block)
         return size_bytes
+
+    @property
+    def head(self) -> EventId:
+        """The id of the newest event known here; made when it is asked for, not with each event."""
+        return EventId(self._attempt, self._seq)
 
     def mark_stored(self, up_to: EventId) -> None:
         """Note that the store has everything up to this id."""
@@ -148,7 +154,7 @@ class Log:
                 self._floor = EventId(run.attempt, run.first_seq + run.begin - 1)
             if run.begin < len(run.events) or run is self._newest:
                 return  # the rest is not stored yet, or may stay
-            runs.popleft()
+            del runs[0]
 
     def after(self, cursor: EventId, *, limit_bytes: int) -> list[Block] | None:
         """Return what follows `cursor`, about `limit_bytes` of it; `[]` at the head; None: ask the store."""

@@ -55,6 +55,7 @@ class Reader:
 
     __slots__ = (
         "_abort",
+        "_attempt",
         "_beat_at",
         "_began",
         "_close_reason",
@@ -64,13 +65,13 @@ class Reader:
         "_problem",
         "_send",
         "_sending",
+        "_seq",
         "_store",
         "_stuck_at",
         "_wheel",
         "_wire",
         "_write_now",
         "bytes_sent",
-        "cursor",
         "end",
         "events_sent",
         "invocation_id",
@@ -89,7 +90,7 @@ class Reader:
         deadline: tuple[float, str],
     ) -> None:
         self.invocation_id = invocation_id
-        self.cursor = cursor
+        self._attempt, self._seq = cursor
         self.end = ""
         self.bytes_sent = 0
         self.events_sent = 0
@@ -120,7 +121,11 @@ class Reader:
         """
         self._send, self._abort, self._write_now = send, abort, write
         try:
-            await self._send_now(self._wire.connected)
+            if self._write_now(self._wire.connected):
+                self.bytes_sent += len(self._wire.connected)
+                self._touch()
+            else:
+                await self._send_now(self._wire.connected)
             self._began = True
             self._wheel.add(self)
             self._log.on_move(self._leave)
@@ -141,9 +146,20 @@ class Reader:
 
     def _on_block(self, block: Block) -> None:
         """Take a block from the log: called only while attached, with the block that follows the cursor."""
-        self.cursor = self._log.head
-        self.events_sent += len(block.events)
-        self._write(self._wire.block(block), end="terminal" if self._log.ended else "")
+        self._attempt, first_seq, events = block
+        count = len(events)
+        self._seq = first_seq + count - 1
+        self.events_sent += count
+        body = self._wire.block(block)
+        try:
+            if not self._log.ended and self._write_now(body):
+                self.bytes_sent += len(body)
+                self._beat_at = self._wheel.now + self._pace.heartbeat_s
+                return
+        except Exception as error:  # noqa: BLE001 - the edge: as in `_write`
+            self._fail(error)
+            return
+        self._write(body, end="terminal" if self._log.ended else "")
 
     def _on_overlapping_block(self, block: Block) -> None:
         """Take a block of a polled log, which may repeat what this reader has."""
@@ -152,6 +168,11 @@ class Reader:
             self._write_blocks([rest])
         elif self._log.ended:  # the cursor is beyond the end: it was never issued, or is the terminal event's
             self._write(b"", end="terminal")
+
+    @property
+    def cursor(self) -> EventId:
+        """The id of the newest event that this reader has; made when it is asked for, not with each event."""
+        return EventId(self._attempt, self._seq)
 
     @property
     def _listener(self) -> Listener:
@@ -183,7 +204,7 @@ class Reader:
     def _write_blocks(self, blocks: list[Block]) -> bool:
         wire_block = self._wire.block
         body = wire_block(blocks[0]) if len(blocks) == 1 else b"".join(map(wire_block, blocks))
-        self.cursor = blocks[-1].last
+        self._attempt, self._seq = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
         return self._write(body, end="terminal" if self._log.ended and self.cursor == self._log.head else "")
 
@@ -272,7 +293,7 @@ class Reader:
             self.close("segment-end")
             return
         body = b"".join(map(self._wire.block, blocks))
-        self.cursor = blocks[-1].last
+        self._attempt, self._seq = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
         if self._log.ended and self.cursor >= self._log.head:
             self._finished("terminal")

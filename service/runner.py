@@ -228,7 +228,7 @@ class Runner:
             if not self._running:
                 self.busy_changed_at_s = self._now_ms() / 1000
             self._note_idle()
-            running.mark_ended()
+            running.mark_begun()
             self._on_attempt_finished(self._line(running, ended))
 
     def _line(self, running: RunningAttempt, ended: Ended) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The body of a submit request -> a `Submission`, or `InvalidRequest` with a sentence that names the member.
 
-`api.submit` calls it with the whole body (whose size `middleware` has limited). Pure; calls no other station.
+`api.submit` calls it with the whole body, read within its limit. Pure; calls no other station.
 
     {"prompt": "text"}                                                              or
     {"messages": [{"role": "user", "content": [{"text": "..."}]}, ...]}             Bedrock Converse messages

@@ -42,6 +42,8 @@ CLAIMS_AT_ONCE: Final = 16
 MAX_LOST_ATTEMPTS: Final = 3
 LONGEST_LOOK_S: Final = 2.0
 HEED_S: Final = 0.5
+# A look for our own orphans reads all that this process holds; they are a minute old anyway.
+ORPHANS_EVERY_S: Final = 15.0
 
 
 class Takeover:
@@ -81,6 +83,7 @@ class Takeover:
         self._now_ms = now_ms
         self._adopted = adopted
         self._woken = asyncio.Event()
+        self._orphans_due_at = 0.0
 
     def wake(self) -> None:
         """Look at once."""
@@ -117,14 +120,17 @@ class Takeover:
         limit = min(CLAIMS_AT_ONCE, self._runner.free)
         if not (limit and self._lease.may_claim() and self._policies.is_loaded):
             return 0
-        running = self._runner.attempts
+        now = asyncio.get_running_loop().time()
+        is_due = now >= self._orphans_due_at
         claims = await self._store.claim_expired(
             self._owner,
             self._now_ms(),
             limit=limit,
-            running=running.keys(),
+            running=self._runner.attempts.keys() if is_due else None,
             runtimes=self._catalog.runtimes.keys(),
         )
+        if is_due:
+            self._orphans_due_at = now + ORPHANS_EVERY_S
         for claim in claims:
             self._begin(claim, resumed=False)
         return len(claims)

@@ -38,14 +38,13 @@ class Telemetry:
     """Writes the canonical lines."""
 
     def request_finished(self, fields: Mapping[str, Any]) -> None:
-        """One HTTP request was answered; `fields` are the middleware's. Good health is only DEBUG."""
+        """One HTTP request was answered; `fields` are the edge's. Good health is only DEBUG."""
         is_health = fields.get("operation") in ("ping", "ready") and fields.get("status") == 200
-        level = logging.DEBUG if is_health else logging.INFO
-        REQUESTS.log(level, "request", extra={FIELDS: _named(fields)})
+        _write(REQUESTS, logging.DEBUG if is_health else logging.INFO, "request", fields)
 
     def attempt_finished(self, fields: Mapping[str, Any]) -> None:
         """One attempt has ended; `fields` are the runner's."""
-        ATTEMPTS.info("attempt", extra={FIELDS: _named(fields)})
+        _write(ATTEMPTS, logging.INFO, "attempt", fields)
 
     def breaker_changed(self, fields: Mapping[str, Any]) -> None:
         """A model is left alone, is probed, or answers again; `fields` are its breaker's."""
@@ -55,6 +54,14 @@ class Telemetry:
     def loop_blocked(self, fields: Mapping[str, Any]) -> None:
         """An event loop is blocked, or goes on again; `fields` are the watchdog's. Called in its thread."""
         LOOPS.warning("event loop blocked", extra=_named(fields))
+
+
+def _write(logger: logging.Logger, level: int, message: str, fields: Mapping[str, Any]) -> None:
+    """Log a canonical line without looking for who called: that costs as much as the rest of it."""
+    if logger.isEnabledFor(level):
+        record = logger.makeRecord(logger.name, level, "", 0, message, (), None)
+        setattr(record, FIELDS, _named(fields))
+        logger.handle(record)
 
 
 def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +114,8 @@ def configure_logging(stream: TextIO = sys.stdout) -> None:
     )
     output = logging.StreamHandler(stream)
     output.setFormatter(formatter)
+    # What no line shows, no record need find out: https://docs.python.org/3/howto/logging.html#optimization
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.INFO, handlers=[output], force=True)
     # uvicorn says what `__main__` says better; AWS's libraries log request bodies at DEBUG.
     for name in ("uvicorn", "botocore", "aiobotocore", "aioboto3", "asyncio"):

@@ -36,8 +36,8 @@ LAYERS: Final[dict[int, set[str]]] = {
         *("stores.sqlite", "stores.dynamodb", "stores.packing", "stores.windows"),
         "telemetry",
     },
-    4: {"middleware", "api", "problems", "views"},
-    5: {"app", "operate", "__main__"},
+    4: {"edge", "api", "problems", "views"},
+    5: {"app", "operate", "protocol", "__main__"},
 }
 MAY_IMPORT: Final = {0: {0}, 1: {0}, 2: {0, 1}, 3: {0, 1}, 4: {0, 1, 2}, 5: {0, 1, 2, 3, 4, 5}}
 
@@ -75,8 +75,8 @@ EDGES: Final[dict[str, set[str]]] = {
     "models.route": {"models.breaker"},
     "stores.sqlite": {"stores.packing", "stores.windows"},
     "stores.dynamodb": {"models.aws_http", "models.connection", "stores.packing", "stores.windows"},
-    "api": {"middleware", "views"},
-    "problems": {"middleware"},
+    "api": {"edge", "views"},
+    "problems": {"edge"},
 }
 
 # The command line is a client like any other: of the service it imports only its own HTTP client, and what
@@ -93,6 +93,7 @@ THIRD_PARTY_OF_LAYER: Final[dict[int, set[str]]] = {
     5: {"starlette", "uvicorn", "uvloop", "aioboto3", "aiohttp"},
 }
 THIRD_PARTY: Final[dict[str, set[str]]] = {
+    "runtimes": JSON,
     "jose": {"cryptography"},
     "keys": {"cryptography"},
     "tools": {"jsonschema", "referencing"},  # jsonschema's own way to resolve references

@@ -1,7 +1,7 @@
 """The port of upstreams: one model call, delivered as batches of ConverseStream frames.
 
-`runtimes.converse` calls it; `models.bedrock` and `models.openai_compat` implement it, and
-`models.route` goes from one to the next.
+`runtimes.metered` calls `models.route`, which goes from one upstream to the next; `models.bedrock` and
+`models.openai_compat` are the upstreams.
 
 A frame is an event type and the payload's bytes, unparsed: `(b"contentBlockDelta",
 b'{"delta":{"text":"Hel"},...}')`. What arrived together in one read is delivered in one call, straight from
@@ -48,8 +48,9 @@ class ModelRequest:
     again.
 
     A route (`models.route`) goes from model to model: `ask` is told the name of each, before it is tried.
-    `give_up` is awaited, with what a model failed with, before the next one is tried: it may have cost tokens
-    (`billed`). What it raises ends the call. A model that `has_successor` is not tried again by its adapter.
+    `give_up` is awaited, once for each model whose failure does not end the call, with that failure, before
+    the next one is tried: it may have cost tokens (`billed`). What it raises ends the call. A model that
+    `has_successor` is not tried again by its adapter.
     """
 
     model_id: str

@@ -1,6 +1,6 @@
 """Amazon Bedrock's ConverseStream as a `Model`: our request, our connections, botocore's endpoint and keys.
 
-`app` opens it, `runtimes.converse` calls it. The request's messages are Converse's JSON from the caller to
+`app` opens it, `models.route` calls it. The request's messages are Converse's JSON from the caller to
 the upstream: nothing is decoded or checked again on the way, Bedrock refuses what it does not know.
 
     converse ── AwsEndpoint.begin ── ConnectionPool.begin       up to the request
@@ -13,9 +13,9 @@ billed.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from service.errors import UpstreamError, UpstreamFailed
 from service.models import Deliver, Frame, ModelRequest
@@ -65,13 +65,20 @@ class BedrockModel:
         async with opened as endpoint:
             yield cls(endpoint, pacing or Pacing())
 
-    async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
+    def converse(self, request: ModelRequest, deliver: Deliver) -> Coroutine[Any, Any, None]:
         """Make one call and deliver its frames; see `Model.converse`."""
-        await tried(request, lambda: self._call(request, _Answer(deliver)), self._pacing)
+        return tried(request, lambda: self._call(request, _Answer(deliver)), self._pacing)
 
     async def _call(self, request: ModelRequest, answer: "_Answer") -> None:
         try:
-            await self._ask(request, answer)
+            exchange = await self._endpoint.begin(
+                path_of(request.model_id), _HEADERS, body_of(request), answer.on_head, request.may_send
+            )
+            try:
+                collected = await exchange.finish()
+            finally:
+                exchange.close()
+            answer.finish(exchange.headers, collected)
         except Exception as exc:
             failure = failure_of(exc)
             if failure is None:
@@ -89,21 +96,11 @@ class BedrockModel:
                 raise
             raise failure from exc
 
-    async def _ask(self, request: ModelRequest, answer: "_Answer") -> None:
-        exchange = await self._endpoint.begin(
-            path_of(request.model_id), _HEADERS, body_of(request), answer.on_head, request.may_send
-        )
-        try:
-            refusal = await exchange.finish()
-        finally:
-            exchange.close()
-        if not answer.accepted:
-            raise Refusal.read(exchange.status, exchange.headers, refusal)
-        answer.finish()
-
 
 class _Answer:
     """One answer while it arrives: decodes it, delivers it, knows whether it is whole."""
+
+    __slots__ = ("_decoder", "_deliver", "_stopped", "request_id", "status")
 
     def __init__(self, deliver: Deliver) -> None:
         self.status = 0
@@ -139,12 +136,15 @@ class _Answer:
             return _fail_after(gate, failure, end)
         return self._pass_on(frames)
 
-    def finish(self) -> None:
-        """Take the end of the body.
+    def finish(self, headers: Mapping[str, str], collected: bytes) -> None:
+        """Take the end of the body; `collected` is that of a refusal.
 
         Raises:
+            Refusal: The model was not asked.
             UpstreamFailed: The answer is not whole.
         """
+        if not self.accepted:
+            raise Refusal.read(self.status, headers, collected)
         if not self._decoder.at_boundary:
             raise UpstreamFailed("The model's answer was cut within an event.")
         if not self._stopped:

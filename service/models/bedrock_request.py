@@ -11,6 +11,7 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-th
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from service.models import ModelRequest
 _CACHE_POINT: Final = {"cachePoint": {"type": "default"}}
 
 
+@lru_cache(maxsize=1024)  # one a model
 def path_of(model_id: str) -> str:
     """Return the path of a model's calls; slashes and colons of ARNs are escaped, as botocore does."""
     return f"/model/{quote(model_id, safe='-._~')}/converse-stream"

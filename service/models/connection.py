@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection whose response is handed on in the callback of its read.
 
-`pool` makes connections and lends them; `models.bedrock` provides the sinks. It is ours because decoding
+`pool` makes connections and lends them; the adapters that call provide the sinks. It is ours because decoding
 right in the connection's callback costs 17 us a delta where a stream reader and its task switches cost 25 to
 29.
 
@@ -54,6 +54,32 @@ class Exchange:
         streams: A sink takes the body.
     """
 
+    __slots__ = (
+        "_bodiless_bytes",
+        "_closed",
+        "_collected",
+        "_complete",
+        "_failure",
+        "_gate",
+        "_http",
+        "_interim",
+        "_keep_alive",
+        "_loop",
+        "_on_close",
+        "_on_head",
+        "_parts",
+        "_read_at",
+        "_silence_s",
+        "_sink",
+        "_timer",
+        "_transport",
+        "_woken",
+        "headers",
+        "on_body",
+        "status",
+        "streams",
+    )
+
     def __init__(
         self,
         transport: asyncio.Transport,
@@ -69,8 +95,9 @@ class Exchange:
         self._on_close = on_close
         self._sink: Sink | None = None
         self._collected = bytearray()
-        self._http = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
+        self.on_body = self._parts.append  # what httptools calls for each part of a body
+        self._http = httptools.HttpResponseParser(self)
         self._interim = False
         self._bodiless_bytes = 0
         self._complete = False
@@ -137,22 +164,25 @@ class Exchange:
             self._keep_alive = False
             if not self._complete:
                 broken = _failed("The model backend did not answer in HTTP.", exc)
+        parts = self._parts
         try:
-            if self.status and self._sink is None:
+            if self._sink is None and self.status:
                 self._take_head()
-            if not self._parts:
+            if not parts:
                 broken = broken or self._count_bodiless(len(read))
             elif self._sink is not None:
-                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts.clear()
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                parts.clear()
+                self._bodiless_bytes = 0
                 self._gate = self._sink(body)
         except Exception as exc:  # noqa: BLE001 - the loop called us: whatever it is goes to the task that waits
             self._wake(exc)
             return
+        if self._gate is None and broken is None and not self._complete:
+            return
         if self._gate is not None and not self._complete:
             self._transport.pause_reading()
-        if broken is not None or self._gate is not None or self._complete:
-            self._wake(broken)
+        self._wake(broken)
 
     def connection_lost(self, cause: Exception | None) -> None:
         """Take the end of the connection: also that of a body of no stated length (RFC 9112, section 6.3)."""
@@ -201,7 +231,7 @@ class Exchange:
 
     def on_message_begin(self) -> None:
         if self._complete:
-            self._keep_alive = False
+            raise UpstreamFailed("More than was asked for.")  # stops the parser: nothing of it is taken
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status == 0:
@@ -213,16 +243,11 @@ class Exchange:
         self._interim = 100 <= status < 200
         if self._interim:
             self.headers.clear()
-        elif not self._complete:
+        else:
             self.status = status
 
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._bodiless_bytes = 0
-            self._parts.append(body)
-
     def on_message_complete(self) -> None:
-        if not self._interim and not self._complete:
+        if not self._interim:
             self._complete = True
             self._keep_alive = self._http.should_keep_alive()
 
@@ -237,7 +262,16 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         on_lost: Called once, when the connection is gone.
     """
 
-    _transport: asyncio.Transport
+    __slots__ = (
+        "_buffer",
+        "_exchange",
+        "_on_free",
+        "_on_lost",
+        "_silence_s",
+        "_transport",
+        "idle_since",
+        "lost",
+    )
 
     def __init__(
         self,
@@ -250,6 +284,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         self._silence_s = silence_s
         self._on_free = on_free
         self._on_lost = on_lost
+        self._transport: asyncio.Transport
         self._exchange: Exchange | None = None
         self.idle_since = 0.0
         self.lost = asyncio.get_running_loop().create_future()

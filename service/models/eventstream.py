@@ -29,7 +29,9 @@ MAX_PAYLOAD_BYTES: Final = 24 * 1024 * 1024
 
 _PRELUDE: Final = Struct(">III")
 _CHECKSUM: Final = Struct(">I")
-_OVERHEAD_BYTES: Final = _PRELUDE.size + _CHECKSUM.size
+_PRELUDE_BYTES: Final = _PRELUDE.size
+_CHECKSUM_BYTES: Final = _CHECKSUM.size
+_OVERHEAD_BYTES: Final = _PRELUDE_BYTES + _CHECKSUM_BYTES
 
 # Sizes of the values by type; byte array (6) and string (7) carry their own.
 _FIXED_VALUE_BYTES: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
@@ -86,14 +88,14 @@ class Decoder:
     __slots__ = ("_ended", "_needed_bytes", "_rest")
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest: bytearray | None = None  # made by a frame that is cut: most reads end with one
         self._needed_bytes = 0
         self._ended = False
 
     @property
     def at_boundary(self) -> bool:
         """True where a stream may end: no part of a frame is pending."""
-        return not self._rest
+        return self._rest is None
 
     def feed(self, stream: bytes) -> list[Frame]:
         """Take the next bytes and return the events that they complete, in order.
@@ -103,12 +105,12 @@ class Decoder:
         """
         if self._ended:
             raise AlreadyEnded
-        if self._rest:
+        if self._rest is not None:
             self._rest += stream
             if len(self._rest) < self._needed_bytes:
                 return []
             stream = bytes(self._rest)
-            self._rest.clear()
+            self._rest = None
         frames: list[Frame] = []
         try:
             consumed = self._decode(stream, frames)
@@ -117,34 +119,40 @@ class Decoder:
             end.frames = frames
             raise
         if consumed < len(stream):
-            self._rest += stream[consumed:] if consumed else stream
+            self._rest = bytearray(stream[consumed:] if consumed else stream)
         return frames
 
     def _decode(self, stream: bytes, frames: list[Frame]) -> int:
         start, size = 0, len(stream)
-        while size - start >= _PRELUDE.size:
-            total_bytes, headers_bytes, prelude_checksum = _PRELUDE.unpack_from(stream, start)
-            checksum = crc32(stream[start : start + 8])
-            if checksum != prelude_checksum:
-                raise ChecksumMismatch("the checksum of a prelude does not match")
-            payload_bytes = total_bytes - headers_bytes - _OVERHEAD_BYTES
-            if headers_bytes > MAX_HEADERS_BYTES or not 0 <= payload_bytes <= MAX_PAYLOAD_BYTES:
-                raise LimitExceeded(f"a frame of {total_bytes} bytes with {headers_bytes} bytes of headers")
+        while size - start >= _PRELUDE_BYTES:
+            total_bytes, payload_at, checksum = _lengths(stream[start : start + _PRELUDE_BYTES])
             next_start = start + total_bytes
             if next_start > size:
                 self._needed_bytes = total_bytes
                 return start
-            end = next_start - _CHECKSUM.size
-            if crc32(stream[start + 8 : end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
+            end = next_start - _CHECKSUM_BYTES
+            if crc32(stream[start + _PRELUDE_BYTES : end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
                 raise ChecksumMismatch("the checksum of a message does not match")
-            payload_start = end - payload_bytes
-            kind, type_ = _meaning(stream[start + _PRELUDE.size : payload_start])
+            payload_start = start + payload_at
+            kind, type_ = _meaning(stream[start + _PRELUDE_BYTES : payload_start])
             if kind != "event":
                 raise ExceptionFrame(kind, type_.decode("utf-8", "replace"), stream[payload_start:end])
             frames.append((type_, stream[payload_start:end]))
             start = next_start
-        self._needed_bytes = _PRELUDE.size
+        self._needed_bytes = _PRELUDE_BYTES
         return start
+
+
+@lru_cache(maxsize=1024)  # deltas of all streams have the same few hundred lengths
+def _lengths(prelude: bytes) -> tuple[int, int, int]:
+    """Check a prelude; returns the bytes of its frame, where in it the payload begins, and its checksum."""
+    total_bytes, headers_bytes, prelude_checksum = _PRELUDE.unpack(prelude)
+    if crc32(prelude[:8]) != prelude_checksum:
+        raise ChecksumMismatch("the checksum of a prelude does not match")
+    payload_bytes = total_bytes - headers_bytes - _OVERHEAD_BYTES
+    if headers_bytes > MAX_HEADERS_BYTES or not 0 <= payload_bytes <= MAX_PAYLOAD_BYTES:
+        raise LimitExceeded(f"a frame of {total_bytes} bytes with {headers_bytes} bytes of headers")
+    return total_bytes, _PRELUDE_BYTES + headers_bytes, crc32(prelude)
 
 
 @lru_cache(maxsize=64)  # all deltas of all streams carry the same few header blocks

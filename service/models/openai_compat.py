@@ -1,6 +1,6 @@
 """Any server of OpenAI's chat completions as a `Model`: vLLM, SGLang, Triton, llama.cpp, OpenAI itself.
 
-`app` opens one for each such upstream, `runtimes.converse` calls it. What it says leaves as ConverseStream
+`app` opens one for each such upstream, `models.route` calls it. What it says leaves as ConverseStream
 frames, so whatever listens knows one language only.
 
     converse ── tried ── _call ── chat_body ── ConnectionPool.begin                      up to the head
@@ -101,7 +101,8 @@ class OpenAICompatModel:
         key = self._key.value
         try:
             await self._tried(request, deliver, key)
-        except KeyRefused:  # it may have been rotated; a refusal has cost nothing
+        except KeyRefused:  # it may have been rotated
+            await request.before_try()  # the refusal has cost nothing, however the wait for a key ends
             if not await self._key.replaced(key):
                 raise
             await self._tried(request, deliver, self._key.value)
@@ -162,6 +163,8 @@ class OpenAICompatModel:
 
 class _Answer:
     """One answer while it arrives: decodes it, translates it, delivers it, knows whether it is whole."""
+
+    __slots__ = ("_decoder", "_deliver", "_translation", "accepted", "request_id")
 
     def __init__(self, deliver: Deliver, now_s: Callable[[], float]) -> None:
         self.accepted = False

@@ -20,7 +20,7 @@ https://docs.vllm.ai/en/latest/features/reasoning_outputs/
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -62,10 +62,12 @@ class Translation:
         "_asked_for_tools",
         "_block",
         "_index",
+        "_input",
         "_latency_ms",
         "_new_tool_use_id",
         "_started",
         "_tool_id",
+        "_tool_name",
         "_usage_is_told",
         "is_stopped",
         "is_whole",
@@ -79,6 +81,8 @@ class Translation:
         self._index = -1  # of the last block that was begun
         self._block: str | int = ""  # what is open: "text", "reasoning", the index of a tool call, nothing
         self._tool_id: Any = None  # as the upstream said it
+        self._tool_name: Any = None
+        self._input: list[str] = []  # of the last tool call
         self._asked_for_tools = False
         self._started = False
         self._usage_is_told = False
@@ -136,16 +140,21 @@ class Translation:
         index, tool_id, name = call.get("index"), call.get("id"), function.get("name")
         # Some servers repeat the name with each piece, some give every call the index 0.
         is_same = isinstance(self._block, int) and index in (None, self._block)
+        arguments = function.get("arguments")
+        if name and is_same and index is None and not tool_id:  # some give neither
+            is_same = name == self._tool_name and not (arguments and _is_object(self._input))
         if name and not (is_same and tool_id in (None, "", self._tool_id)):
             self._open(index if type(index) is int else 0, frames)
             self._tool_id, self._asked_for_tools = tool_id, True
+            self._tool_name, self._input = name, []
             is_good = isinstance(tool_id, str) and _TOOL_USE_ID.fullmatch(tool_id)
             start = {"toolUseId": tool_id if is_good else self._new_tool_use_id(), "name": _text(name)}
             frames.append(_frame(b"contentBlockStart", self._index, "start", {"toolUse": start}))
         elif not is_same:
             raise UpstreamFailed("The model backend sent a piece of a tool call that it had not begun.")
-        if arguments := function.get("arguments"):
-            piece = {"toolUse": {"input": _text(arguments)}}
+        if arguments:
+            self._input.append(_text(arguments))
+            piece = {"toolUse": {"input": arguments}}
             frames.append(_frame(b"contentBlockDelta", self._index, "delta", piece))
 
     def _say(self, block: str, delta: Mapping[str, Any], frames: list[Frame]) -> None:
@@ -199,3 +208,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("text expected")
     return value
+
+
+def _is_object(pieces: Sequence[str]) -> bool:
+    try:
+        return isinstance(orjson.loads("".join(pieces)), dict)
+    except orjson.JSONDecodeError:
+        return False

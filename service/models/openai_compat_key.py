@@ -63,11 +63,11 @@ class ApiKey:
     async def _renew(self) -> None:
         if self._fetch is None:
             return
-        self._fetched_at_s = asyncio.get_running_loop().time()
         try:
             self.value = await self._fetch()
         except SecretUnreadable as error:
             logger.warning("api key not refreshed", extra={"upstream_code": str(error)})
+        self._fetched_at_s = asyncio.get_running_loop().time()  # those that waited do not ask again
 
 
 @asynccontextmanager

@@ -128,7 +128,7 @@ def _tool_message(result: Mapping[str, Any]) -> dict[str, Any]:
 def _tool(spec: Mapping[str, Any]) -> dict[str, Any]:
     function = {
         "name": spec["name"],
-        "description": spec["description"],
+        "description": spec.get("description", ""),
         "parameters": spec["inputSchema"]["json"],
     }
     return {"type": "function", "function": function}

@@ -1,7 +1,7 @@
 """Keep-alive connections to one origin: at most so many exchanges at once, first come, first served.
 
-`models.bedrock` opens one per origin and makes one `Exchange` per model call; the connections are
-`connection`'s.
+`models.aws_http` and `models.openai_compat` open one per origin and make one `Exchange` per request; the
+connections are `connection`'s.
 
 Invariant: a request is never sent twice. Should a connection die once the request is on its way, even a
 reused one and before any byte of a response, the model may have been asked: the error is billed and the

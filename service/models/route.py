@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from service.config import ModelName
-from service.errors import UpstreamError, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from service.errors import (
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from service.models import Deliver, Frame, Model, ModelRequest
 from service.models.breaker import Breaker, Watched
 
@@ -32,6 +39,11 @@ class Candidate:
     name: ModelName
     model: Model
     breaker: Breaker
+
+    def asked(self, request: ModelRequest) -> ModelRequest:
+        """Return the request as this model gets it."""
+        model_id = self.name.model_id
+        return request if request.model_id == model_id else replace(request, model_id=model_id)
 
 
 class Routes:
@@ -94,74 +106,95 @@ class Route:
     async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
         """Make the call on the first model that begins to answer; see `Model.converse`."""
         given_up: UpstreamError | None = None
+        owed: UpstreamError | None = None  # given up, and not told yet
         for place, candidate in enumerate(self._candidates):
-            if not candidate.breaker.admits:
+            if owed is not None and candidate.breaker.admits:
+                await request.give_up(owed)
+                owed = None
+            if not candidate.breaker.admits:  # or no more: another call probes it since
                 continue
-            if given_up is not None:
-                await request.give_up(given_up)
             is_last = not any(later.breaker.admits for later in self._candidates[place + 1 :])
             request.ask(str(candidate.name))
-            call = _Call(request, deliver, None if is_last else self._first_event_s)
+            call = _Call(deliver, candidate.breaker.watch())
             try:
-                with candidate.breaker.watch() as watched:
-                    return await call.make(candidate, watched)
+                with call.watched:
+                    if is_last:
+                        return await candidate.model.converse(candidate.asked(request), call.take)
+                    return await _patiently(candidate, request, call, self._first_event_s)
             except (UpstreamThrottled, UpstreamUnavailable, UpstreamTimeout) as failure:
-                if call.has_begun:
+                if is_last or call.has_begun:
                     raise
-                given_up = failure
-        raise given_up or self._left_alone()
+                given_up = owed = failure
+            except (UpstreamRejected, UpstreamMisconfigured) as refusal:
+                if call.has_begun or not place:
+                    raise
+                await request.give_up(refusal)  # a model before it may take the call when it answers again
+                raise given_up or _left_alone(self._candidates[:place]) from refusal
+        raise given_up or _left_alone(self._candidates)
 
-    def _left_alone(self) -> UpstreamError:
-        soonest_s = min(candidate.breaker.retry_after_s for candidate in self._candidates)
-        return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
+
+def _left_alone(candidates: Sequence[Candidate]) -> UpstreamError:
+    soonest_s = min(candidate.breaker.retry_after_s for candidate in candidates)
+    return UpstreamUnavailable(_TOO_OFTEN, retry_after_s=soonest_s)
 
 
 class _Call:
-    """One try at one model, with a limit for its first event if there is another model to try."""
+    """One try at one model: knows whether the model has begun to answer."""
 
-    def __init__(self, request: ModelRequest, deliver: Deliver, first_event_s: float | None) -> None:
+    __slots__ = ("_deliver", "has_begun", "patience", "watched")
+
+    def __init__(self, deliver: Deliver, watched: Watched) -> None:
+        self.watched = watched
         self.has_begun = False
-        self._request = request
+        self.patience: asyncio.Timeout | None = None
         self._deliver = deliver
-        self._first_event_s = first_event_s
-        self._is_sent = False
-        self._patience = asyncio.timeout(None)
 
-    async def make(self, candidate: Candidate, watched: Watched) -> None:
-        self._watched = watched
-        request = replace(
-            self._request,
-            model_id=candidate.name.model_id,
-            has_successor=self._first_event_s is not None,
-            before_try=self._before_try,
-            may_send=self._may_send,
-        )
-        try:
-            async with self._patience:
-                await candidate.model.converse(request, self._take)
-        except TimeoutError as error:
-            if not self._patience.expired():
-                raise
-            failure = UpstreamTimeout(_SILENT)
-            failure.billed = self._is_sent
-            raise failure from error
-
-    async def _before_try(self) -> None:
-        """What the caller waits for (its lease) is not the model's silence."""
-        self._is_sent = False
-        self._patience.reschedule(None)
-        await self._request.before_try()
-        if self._first_event_s is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time() + self._first_event_s)
-
-    def _may_send(self) -> bool:
-        self._is_sent = self._request.may_send()
-        return self._is_sent
-
-    def _take(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
+    def take(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
+        """Pass a batch on; the first one is the model's answer."""
         if not self.has_begun:
             self.has_begun = True
-            self._watched.answered()
-            if not self._patience.expired():  # else it is too late: a half answer, and a failure
-                self._patience.reschedule(None)
+            self.watched.answered()
+            if self.patience is not None and not self.patience.expired():  # else too late: a half answer
+                self.patience.reschedule(None)
         return self._deliver(frames)
+
+
+async def _patiently(candidate: Candidate, request: ModelRequest, call: _Call, first_event_s: float) -> None:
+    """Make a try with a limit for its first event: there is another model to ask.
+
+    Raises:
+        UpstreamTimeout: It passed.
+    """
+    loop = asyncio.get_running_loop()
+    patience = call.patience = asyncio.timeout(None)
+    is_sent = False
+
+    async def before_try() -> None:
+        """What the caller waits for (its lease) is not the model's silence."""
+        nonlocal is_sent
+        is_sent = False
+        patience.reschedule(None)
+        await request.before_try()
+        patience.reschedule(loop.time() + first_event_s)
+
+    def may_send() -> bool:
+        nonlocal is_sent
+        is_sent = request.may_send()
+        return is_sent
+
+    asked = replace(
+        request,
+        model_id=candidate.name.model_id,
+        has_successor=True,
+        before_try=before_try,
+        may_send=may_send,
+    )
+    try:
+        async with patience:
+            await candidate.model.converse(asked, call.take)
+    except TimeoutError as error:
+        if not patience.expired():
+            raise
+        failure = UpstreamTimeout(_SILENT)
+        failure.billed = is_sent
+        raise failure from error

@@ -52,7 +52,7 @@ class Signer:
             path: As it is sent, percent-encoded.
             headers: Names in lower case, `host` among them.
         """
-        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
+        moment = _moment(int(self._now_s()))
         added = {"x-amz-date": moment}
         if keys.token:
             added["x-amz-security-token"] = keys.token
@@ -75,6 +75,11 @@ class Signer:
                 key = hmac.digest(key, part.encode(), "sha256")
             self._key, self._key_of = key, (secret, day)
         return self._key
+
+
+@lru_cache(maxsize=2)
+def _moment(second: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 @lru_cache(maxsize=1024)  # one a model

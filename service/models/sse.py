@@ -17,6 +17,7 @@ MAX_EVENT_BYTES: Final = 1024 * 1024
 Event = tuple[bytes, bytes]
 """(type, data); the type is empty where none was sent."""
 
+_LF, _CR = b"\n\r"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -45,14 +46,18 @@ class Decoder:
         Raises:
             EventTooLarge: An event has more than `MAX_EVENT_BYTES`.
         """
-        if b"\r" in read or self._after_cr:
+        if _CR in read or self._after_cr:
             read = self._with_newlines(read)
-        self._rest += read
         events: list[Event] = []
         try:
-            if b"\n" in read:
-                *lines, rest = bytes(self._rest).split(b"\n")
-                self._rest = bytearray(rest)
+            if _LF not in read:
+                self._rest += read
+            else:
+                if self._rest:
+                    read = bytes(self._rest) + read
+                    self._rest.clear()
+                *lines, rest = read.split(b"\n")
+                self._rest += rest
                 for line in lines:
                     self._take(line, events)
             self._limit(len(self._rest))

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+import orjson
+
 from service.invocations import Invocation, Usage
 from service.models import Deliver, Frame
 
@@ -39,17 +41,15 @@ class InvocationInput:
 
         Older processes read it too, during a deploy: add members, and change none.
         """
-        return json.dumps(
+        return orjson.dumps(
             {
                 "groups": self.groups,
                 "messages": self.messages,
                 "maxTokens": self.max_tokens,
                 "requestMetadata": dict(self.request_metadata),
                 "originJti": self.origin_jti,
-            },
-            ensure_ascii=False,
-            separators=(",", ":"),
-        ).encode()
+            }
+        )
 
     @classmethod
     def from_json(cls, invocation: Invocation, stored: bytes, turns: Sequence[bytes]) -> Self:

@@ -12,7 +12,7 @@ pass from the model to the log in the connection's callback; what the next turn 
 when there is a next turn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from service.config import RuntimeConfig
@@ -116,10 +116,10 @@ class ConverseRuntime:
             options=self._config.options,
         )
 
-    async def _call_model(
+    def _call_model(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
-    ) -> Heard:
-        return await call_model(
+    ) -> Coroutine[Any, Any, Heard]:
+        return call_model(
             self._model,
             self._request(messages, given, f"{given.invocation_id}:{effects.attempt}:{turn}"),
             turn,

@@ -63,7 +63,7 @@ class Heard:
 
     @property
     def usage(self) -> Usage:
-        """What the upstream reported, or an estimate that is never below what was generated."""
+        """What the upstream reported, or an estimate that is never below what was streamed."""
         reported = reported_usage(self._metadata) if self._metadata else None
         return reported or estimated_usage(
             input_bound=self._input_bound, max_output=self._max_output, output_bytes=self._output_bytes
@@ -134,7 +134,7 @@ def _raw_tool_input(parts: Sequence[Mapping[str, Any]]) -> bytes:
 def _tool_input(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deep to be read
         return {}
     return value if isinstance(value, dict) else {}
 

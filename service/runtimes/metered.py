@@ -74,6 +74,8 @@ class _Tries:
         is_over: The call was cut short: no further try is made.
     """
 
+    __slots__ = ("_effects", "_heard", "_turn", "is_over", "sent")
+
     def __init__(self, turn: int, effects: Effects, heard: Heard) -> None:
         self.sent = self.is_over = False
         self._turn = turn
@@ -85,9 +87,12 @@ class _Tries:
             request,
             before_try=self._before_try,
             may_send=self._may_send,
-            ask=lambda name: self._effects.ask(self._turn, name),
+            ask=self._ask,
             give_up=self._give_up,
         )
+
+    def _ask(self, model: str) -> None:
+        self._effects.ask(self._turn, model)
 
     async def _before_try(self) -> None:
         self.sent = False

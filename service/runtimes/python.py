@@ -21,7 +21,7 @@ import asyncio
 import importlib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from service.config import ConfigError, RuntimeConfig
@@ -146,8 +146,9 @@ class _Run:
         result = self._result.result()
         if isinstance(result, Outcome):
             return result
-        failure = self._failure(result)
-        raise failure from (result if failure is not result else None)
+        if told := _told_in(result, self._calls.told):
+            raise told from None
+        raise self._failure(result) from result
 
     async def _end(self, *, stop: bool) -> None:
         """End the agent and its model calls; what does not end is left behind, and can write no more."""
@@ -170,8 +171,6 @@ class _Run:
 
     def _failure(self, error: BaseException) -> HeadraceError:
         """Return what an agent's failure is to its caller; what only its author may see is logged."""
-        if isinstance(error, HeadraceError) and any(error is told for told in self._calls.told):
-            return error
         if isinstance(error, BadOutput):
             logger.error("agent failed", extra=self._fields() | {"reason": str(error)})
             return AgentFailed(f"The agent is at fault: {error}.")
@@ -187,8 +186,8 @@ class _Run:
         self._task = asyncio.get_running_loop().create_task(
             self._drive(), name=AGENT_TASK + self._given.invocation_id
         )
-        if self._stopped:
-            self._task.cancel()
+        # Cancelled before its first step it runs none of `_drive`, and has left all the same.
+        self._task.add_done_callback(lambda _: post(self._here, _set, self._left, None))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -215,8 +214,19 @@ class _Run:
             await pieces.aclose()
         except BaseException as error:  # noqa: BLE001  the same
             logger.warning("agent's cleanup failed", extra=self._fields() | log_fields_of(error))
-        finally:
-            post(self._here, _set, self._left, None)
+
+
+def _told_in(error: BaseException, told: Sequence[HeadraceError]) -> HeadraceError | None:
+    """Return which of the errors that an agent was told this one is, was raised from, or has in its group."""
+    looked_at: list[BaseException] = [error]
+    for each in looked_at:  # which grows meanwhile
+        if found := next((one for one in told if one is each), None):
+            return found
+        within = [each.__cause__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+        looked_at += [
+            one for one in within if one is not None and all(one is not other for other in looked_at)
+        ]
+    return None
 
 
 def _set(future: asyncio.Future[Any], value: object) -> None:

@@ -181,7 +181,49 @@ class AgentModel:
             )
         except (TypeError, AttributeError) as error:
             raise ValueError("messages and tools must be what JSON can hold") from error
+        if fault := _fault(system, asked.messages, asked.tools):
+            raise ValueError(fault)
         return self._converse(asked)
+
+
+def _fault(system: Any, messages: Any, tools: Any) -> str | None:
+    """Say which argument has not the shape that the ledger and every upstream read; None if all have."""
+    if not isinstance(system, str):
+        return "system must be text"
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        return "messages must be those of Converse: each has a role, and as content a list of blocks"
+    if not all(map(_is_tool, tools)):
+        return "tools must be those of Converse: each has a name, and as inputSchema {'json': ...}"
+    return None
+
+
+def _is_message(message: Any) -> bool:
+    match message:
+        case {"role": str(), "content": [*blocks]}:
+            return all(map(_is_block, blocks))
+    return False
+
+
+def _is_block(block: Any) -> bool:
+    match block:
+        case {"text": text}:
+            return isinstance(text, str)
+        case {"toolUse": use}:
+            return _is_dict_of(use, "toolUseId", "input") and isinstance(use.get("name"), str)
+        case {"toolResult": result}:
+            return _is_dict_of(result, "toolUseId") and isinstance(result.get("content"), list)
+    return isinstance(block, dict)
+
+
+def _is_dict_of(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and all(key in value for key in keys)
+
+
+def _is_tool(tool: Any) -> bool:
+    match tool:
+        case {"name": str(), "inputSchema": {"json": dict()}}:
+            return True
+    return False
 
 
 def message_of(events: Iterable[Event]) -> dict[str, Any]:

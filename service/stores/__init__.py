@@ -139,12 +139,11 @@ class Store(Protocol):
         """
         ...
 
-    async def finish(self, ending: Ending, now_ms: int) -> Invocation:
+    async def finish(self, ending: Ending, now_ms: int) -> None:
         """End an invocation: last events, settlements, terminal state, concurrency slot freed.
 
         A hold of this invocation that is still open and not named by a settlement is settled at its full
-        size, marked estimated: no reservation outlives its invocation. Idempotent for the same attempt: a
-        repeated call returns the record.
+        size, marked estimated: no reservation outlives its invocation. Idempotent for the same attempt.
 
         Raises:
             Fenced: The attempt may not write, or another ending was committed.
@@ -161,10 +160,10 @@ class Store(Protocol):
         """
         ...
 
-    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+    async def pause(self, pause: Pause, now_ms: int) -> None:
         """Let a running invocation wait: last events, attempt closed, no owner, no concurrency slot.
 
-        Open holds are settled as by `finish`. Idempotent: a repeated call returns the record, maybe resumed.
+        Open holds are settled as by `finish`. Idempotent, also after it was resumed.
 
         Raises:
             Fenced: The attempt may not write.
@@ -264,7 +263,8 @@ class Store(Protocol):
         Those that were handed over have no owner, and are claimed at once. `running` are the invocations that
         `owner` really runs. Others of its own whose attempt began `ORPHAN_AGE_S` ago or earlier are claimed
         as well: the answer to their admission, claim or resumption was lost, or their attempt could not be
-        finished, and while the owner lives nobody else would end them.
+        finished, and while the owner lives nobody else would end them. That look costs by the number of what
+        it holds, so it is left out without `running`.
 
         The old attempt is closed: granted are its stored events up to its last turn's boundary, or, without
         one, up to its first event, if it stored any. A log of which nothing was stored gets its first event

@@ -31,8 +31,9 @@
                     dynamodb_client      calls, retries, values            dynamodb_items     items and keys
                     dynamodb_tables      what the tables must look like    dynamodb_connection
 
-Reads that decide are strongly consistent. Time to live deletes content after the latest time at which it may
-be needed, and a record once its ledger is old; until then reads ignore what is over.
+Reads that decide are strongly consistent; what an attempt remembers of its record (`dynamodb_records.Known`)
+is asked for again by the conditions of what it writes. Time to live deletes content after the latest time at
+which it may be needed, and a record once its ledger is old; until then reads ignore what is over.
 """
 
 import asyncio
@@ -42,11 +43,10 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -104,8 +104,11 @@ def _decision(
     """Count a call of the port while it runs, and refuse it once the store is closed."""
 
     async def decided(store: _Store, /, *args: _Asked.args, **named: _Asked.kwargs) -> _Answer:
-        with store.counted():
+        store.called()
+        try:
             return await method(store, *args, **named)
+        finally:
+            store.answered()
 
     return wraps(method)(decided)
 
@@ -164,19 +167,18 @@ class DynamoStore:
             finally:
                 await store.aclose()
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
+    def called(self) -> None:
         """Note that a call is under way; once the store is closed there are none."""
         if self._closed:
             raise StoreUnavailable("The store is closed.", retry_after_s=RETRY_AFTER_S)
         self.waiting += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-            if not self.waiting:
-                self._idle.set()
+
+    def answered(self) -> None:
+        """Note that it is over."""
+        self.waiting -= 1
+        if not self.waiting:
+            self._idle.set()
 
     @_decision
     async def create_invocation(self, new: NewInvocation, limits: Limits, now_ms: int) -> Invocation:
@@ -235,7 +237,7 @@ class DynamoStore:
         return await events.read(self._tables, invocation_id, after, limit_bytes)
 
     @_decision
-    async def finish(self, ending: Ending, now_ms: int) -> Invocation:
+    async def finish(self, ending: Ending, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -244,9 +246,8 @@ class DynamoStore:
         if not (ending.state.is_terminal and ending.block.events and is_terminal(ending.block.events[-1])):
             raise ValueError("an ending has a terminal state and a terminal event")
         self._pens.check(ending.invocation_id, ending.attempt, ending.block)
-        ended = await attempts.finish(self._tables, ending, now_ms)
+        await attempts.finish(self._tables, ending, now_ms)
         self._pens.end(ending.invocation_id, ending.attempt)
-        return ended
 
     @_decision
     async def hand_over(self, given: HandOver, now_ms: int) -> None:
@@ -255,7 +256,7 @@ class DynamoStore:
         self._pens.end(given.invocation_id, given.attempt)
 
     @_decision
-    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+    async def pause(self, pause: Pause, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -264,9 +265,8 @@ class DynamoStore:
         if not pause.block.events or event_type(pause.block.events[-1]) != b"invocationPaused":
             raise ValueError("a pause ends with invocationPaused")
         self._pens.check(pause.invocation_id, pause.attempt, pause.block)
-        waiting = await pauses.pause(self._tables, pause, now_ms)
+        await pauses.pause(self._tables, pause, now_ms)
         self._pens.end(pause.invocation_id, pause.attempt)
-        return waiting
 
     @_decision
     async def list_paused(

@@ -25,6 +25,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -77,6 +78,10 @@ ROUNDS: Final = 8
 # A settlement deletes a row. One that time to live deleted would stay on the account for ever, unseen.
 _ROWS_STAY_S: Final = 400 * 24 * 3600
 
+_COUNT: Final = "SET #timestamp = :timestamp, #ttl = :ttl ADD " + ", ".join(
+    f"#{name} :{name}" for name in COUNTERS
+)
+
 Commit = Callable[[Write], Awaitable[None]]
 
 
@@ -100,7 +105,9 @@ class Accounts:
         Raises:
             StoreUnavailable: Those before it have taken too long.
         """
-        lane = self._lanes.setdefault(name, asyncio.Lock())
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = asyncio.Lock()
         try:
             async with asyncio.timeout(self._client.deadline_s):
                 await lane.acquire()
@@ -269,25 +276,17 @@ class Accounts:
 
     def count(self, sub: str, usage: Usage, now_ms: int) -> list[Write]:
         """Count what was used in the bucket and in the month of this moment."""
-        begins_ms, ends_ms = month_bounds_ms(now_ms)
-        begins_at_ms = now_ms - now_ms % BUCKET_MS
-        keep_month_s = KEEP_MONTHS * 31 * 24 * 3600
-        periods = (
-            (bucket_id(now_ms), begins_at_ms, (begins_at_ms + BUCKET_MS) // 1000 + KEEP_BUCKETS_S),
-            (month_id(now_ms), begins_ms, ends_ms // 1000 + keep_month_s),
-        )
         counted: dict[str, Any] = dict(zip(COUNTERS, usage, strict=False))
-        adds = ", ".join(f"#{name} :{name}" for name in COUNTERS)
         return [
             update(
                 self._usage,
                 {"user_id": sub, "period_id": period_id},
-                f"SET #timestamp = :timestamp, #ttl = :ttl ADD {adds}",
-                timestamp=iso(at_ms),
+                _COUNT,
+                timestamp=timestamp,
                 ttl=ttl,
                 **counted,
             )
-            for period_id, at_ms, ttl in periods
+            for period_id, timestamp, ttl in _periods(now_ms - now_ms % BUCKET_MS)
         ]
 
     # ------------------------------------------------------------ reading
@@ -340,6 +339,17 @@ class Accounts:
         self._known.move_to_end(sub)
         if len(self._known) > KNOWN_PRINCIPALS:
             self._known.popitem(last=False)
+
+
+@lru_cache(maxsize=64)  # of late settlements too
+def _periods(bucket_ms: int) -> Sequence[tuple[str, str, int]]:
+    """Return id, timestamp and ttl of the bucket that begins then, and of its month."""
+    begins_ms, ends_ms = month_bounds_ms(bucket_ms)
+    keep_month_s = KEEP_MONTHS * 31 * 24 * 3600
+    return (
+        (bucket_id(bucket_ms), iso(bucket_ms), (bucket_ms + BUCKET_MS) // 1000 + KEEP_BUCKETS_S),
+        (month_id(bucket_ms), iso(begins_ms), ends_ms // 1000 + keep_month_s),
+    )
 
 
 def _busy() -> StoreUnavailable:

@@ -28,6 +28,7 @@ from service.stores.dynamodb_records import (
     Tables,
     content,
     decide,
+    decide_as,
     load,
     load_ledger,
 )
@@ -47,8 +48,7 @@ async def reserve(tables: Tables, hold: Hold, limits: Limits, now_ms: int) -> No
     """
     name = call_name(hold.attempt, hold.turn)
 
-    async def once() -> None:
-        record = await load(tables, hold.invocation_id)
+    async def once(record: Record | None) -> None:
         if record is None or record.fence != hold.attempt:
             raise Fenced
         if name in record.holds:
@@ -62,9 +62,10 @@ async def reserve(tables: Tables, hold: Hold, limits: Limits, now_ms: int) -> No
             await tables.client.write_together([account, tables.accounts.reservation(hold), *change.writes()])
 
         await tables.accounts.hold(hold, limits, now_ms, commit, starts=False)
+        tables.known.keep(change.left(), hold.attempt)
 
     async with tables.accounts.turn(hold.invocation_id):
-        await decide(once)
+        await decide_as(tables, hold.invocation_id, hold.attempt, once)
 
 
 async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Block | None) -> bool:
@@ -92,6 +93,7 @@ async def settle(tables: Tables, settlement: Settlement, now_ms: int, block: Blo
         else:
             change.require(attempts=record.item["attempts"])  # charged or not: by the current attempt
         await change.commit()
+        tables.known.keep(change.left(), settlement.attempt)
         return settled, fenced
 
     async with tables.accounts.turn(settlement.invocation_id):
@@ -117,6 +119,7 @@ async def complete_turn(
         change = Change(tables, record, now_ms)
         await _write_turn(tables, change, record, attempt, turn, block, now_ms)
         await change.commit()
+        tables.known.keep(change.left(), attempt)
 
     await decide(once)
 
@@ -130,7 +133,10 @@ async def _write_turn(
     block: Block | None,
     now_ms: int,
 ) -> None:
-    """Add events and a turn to a change that only the attempt which may write can commit."""
+    """Add events and a turn to a change that only the attempt which may write can commit.
+
+    The record has been read, not remembered: events are written before the transaction asks for the fence.
+    """
     invocation_id = record.shown.invocation_id
     if block is not None and block.attempt != attempt:
         raise Fenced
@@ -161,15 +167,14 @@ def event_writes(tables: Tables, invocation_id: str, block: Block, now_ms: int) 
 # ---------------------------------------------------------------- how it ends
 
 
-async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
+async def finish(tables: Tables, ending: Ending, now_ms: int) -> None:
     """Store the last events, settle, and write the terminal state.
 
     Raises:
         Fenced: The attempt may not write, or another ending was committed.
     """
 
-    async def once() -> Invocation:
-        record = await load(tables, ending.invocation_id)
+    async def once(record: Record | None) -> None:
         if record is None or record.shown.attempt != ending.attempt:
             raise Fenced
         shown = record.shown
@@ -180,7 +185,7 @@ async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
                 ending.block.events[-1],
             ):
                 raise Fenced
-            return shown
+            return
         if record.fence != ending.attempt or ending.block.attempt != ending.attempt:
             raise Fenced
         change = closing(tables, record, ending.settlements, now_ms)
@@ -201,9 +206,8 @@ async def finish(tables: Tables, ending: Ending, now_ms: int) -> Invocation:
         )
         change.ends()
         await change.commit()
-        return await reread(tables, ending.invocation_id)
 
-    return await decide(once)
+    await decide_as(tables, ending.invocation_id, ending.attempt, once)
 
 
 async def hand_over(tables: Tables, given: HandOver, now_ms: int) -> None:
@@ -213,8 +217,7 @@ async def hand_over(tables: Tables, given: HandOver, now_ms: int) -> None:
         Fenced: The attempt may not write.
     """
 
-    async def once() -> None:
-        record = await load(tables, given.invocation_id)
+    async def once(record: Record | None) -> None:
         if record is None:
             raise Fenced
         if record.fence != given.attempt:
@@ -232,7 +235,7 @@ async def hand_over(tables: Tables, given: HandOver, now_ms: int) -> None:
         change.beside(*unsignal(tables, record))
         await change.commit()
 
-    await decide(once)
+    await decide_as(tables, given.invocation_id, given.attempt, once)
 
 
 def closing(tables: Tables, record: Record, settlements: Sequence[Settlement], now_ms: int) -> Change:

@@ -21,8 +21,9 @@ import random
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
@@ -73,8 +74,7 @@ class Refused(Exception):
         self.found = found
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One action of a transaction, or a write of its own."""
 
     kind: str
@@ -144,16 +144,18 @@ class DynamoClient:
         answer = await self.call("GetItem", parameters)
         return unpack(answer["Item"]) if "Item" in answer else None
 
-    async def get_many(self, table: str, keys: Sequence[Item], *, consistent: bool = True) -> list[Item]:
-        """Return those of these items that are there, in no order."""
+    async def get_many(
+        self, table: str, keys: Sequence[Item], *, consistent: bool = True, only: Sequence[str] = ()
+    ) -> list[Item]:
+        """Return those of these items that are there, in no order; with `only`, these attributes of them."""
+        asked_of_each: dict[str, Any] = {"ConsistentRead": consistent}
+        if only:
+            projection = ", ".join(f"#{name}" for name in only)
+            asked_of_each |= _expressions({"ProjectionExpression": projection}, None, {}, {})
         found: list[Item] = []
         for begin in range(0, len(keys), BATCH_READS):
-            asked = {
-                table: {
-                    "Keys": [pack(key) for key in keys[begin : begin + BATCH_READS]],
-                    "ConsistentRead": consistent,
-                }
-            }
+            packed = [pack(key) for key in keys[begin : begin + BATCH_READS]]
+            asked = {table: asked_of_each | {"Keys": packed}}
             async for answer in self._batches("BatchGetItem", asked, "UnprocessedKeys"):
                 found += [unpack(item) for item in answer["Responses"].get(table, ())]
         return found
@@ -219,11 +221,13 @@ class DynamoClient:
         await self.call("TransactWriteItems", {"TransactItems": actions, "ClientRequestToken": token})
 
     async def put_many(self, table: str, items: Iterable[Item]) -> None:
-        """Write these items, each for itself: after a failure some of them may be there."""
-        requests = [{"PutRequest": {"Item": pack(item)}} for item in items]
-        for begin in range(0, len(requests), BATCH_WRITES):
-            asked = {table: requests[begin : begin + BATCH_WRITES]}
-            async for _ in self._batches("BatchWriteItem", asked, "UnprocessedItems"):
+        """Write these items in order, each for itself: after a failure some of them may be there.
+
+        They are made while they are written, so that many don't hold the event loop up.
+        """
+        requests = ({"PutRequest": {"Item": pack(item)}} for item in items)
+        while some := list(islice(requests, BATCH_WRITES)):
+            async for _ in self._batches("BatchWriteItem", {table: some}, "UnprocessedItems"):
                 pass
 
     async def _batches(self, operation: str, asked: dict[str, Any], left: str) -> Any:
@@ -320,18 +324,24 @@ def _expressions(
     expressions: dict[str, Any], condition: str | None, names: Mapping[str, str], values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Complete a request's expressions by the names and values that they use."""
+    texts = [*expressions.values(), condition or ""]
     if condition is not None:
         expressions["ConditionExpression"] = condition
         expressions["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
-    text = " ".join(str(each) for each in expressions.values())
-    used = {f"#{name}": names.get(name, name) for name in _NAME.findall(text)}
+    used = _names(*texts)
     if used:
-        expressions["ExpressionAttributeNames"] = used
+        expressions["ExpressionAttributeNames"] = used | {f"#{name}": names[name] for name in names}
     if values:
         expressions["ExpressionAttributeValues"] = {
             f":{name}": pack_value(value) for name, value in values.items()
         }
     return expressions
+
+
+@lru_cache(maxsize=256)  # one for each form of a decision
+def _names(*texts: str) -> dict[str, str]:
+    """Return the attributes that expressions name; shared by all who ask, so it is not to be changed."""
+    return {f"#{name}": name for text in texts for name in _NAME.findall(text)}
 
 
 def pack(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,17 +353,19 @@ def pack_value(value: Any) -> dict[str, Any]:
     """Write a value as DynamoDB's JSON."""
     if isinstance(value, str):
         return {"S": value}
-    if isinstance(value, bool):
-        return {"BOOL": value}
-    if isinstance(value, int):
+    if type(value) is int:
         return {"N": str(value)}
+    if isinstance(value, (list, tuple)):
+        return {"L": [pack_value(each) for each in value]}
+    if isinstance(value, dict):
+        return {"M": {name: pack_value(each) for name, each in value.items()}}
     if isinstance(value, bytes):
         return {"B": value}
     if value is None:
         return {"NULL": True}
-    if isinstance(value, Mapping):
-        return {"M": {name: pack_value(each) for name, each in value.items()}}
-    return {"L": [pack_value(each) for each in value]}
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    raise TypeError(f"no value of an item: {type(value).__name__}")
 
 
 def unpack(item: Mapping[str, Any]) -> Item:

@@ -14,6 +14,7 @@ https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Err
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 from zlib import crc32
 
@@ -59,11 +60,7 @@ async def connected(session: aioboto3.Session | None = None) -> AsyncIterator[Ca
         max_pool_connections=CONNECTIONS,
     )
     async with opened as endpoint:
-
-        async def call(operation: str, parameters: dict[str, Any]) -> Any:
-            return await _call(endpoint, operation, parameters)
-
-        yield call
+        yield partial(_call, endpoint)
 
 
 async def _call(endpoint: AwsEndpoint, operation: str, parameters: Mapping[str, Any]) -> Any:

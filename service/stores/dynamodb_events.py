@@ -99,7 +99,7 @@ async def append(tables: Tables, pens: Pens, blocks: Sequence[EventBlock], now_m
     for entry in blocks:
         pens.wrote(entry.invocation_id, entry.block)
     ttl = tables.content_ttl(now_ms)
-    items = [item for entry in blocks for item in event_items(entry.invocation_id, entry.block, ttl)]
+    items = (item for entry in blocks for item in event_items(entry.invocation_id, entry.block, ttl))
     attempts = {entry.invocation_id: entry.block.attempt for entry in blocks}
     # Half the price of a consistent read; one that is not up to date is told at the next commit.
     reading = _others(tables, attempts, consistent=False)
@@ -110,14 +110,18 @@ async def append(tables: Tables, pens: Pens, blocks: Sequence[EventBlock], now_m
         raise written
     if isinstance(fenced, BaseException):
         raise fenced
-    # Such a read may also be from before the attempt began: it alone ends none.
-    return frozenset(await _others(tables, fenced, consistent=True)) if fenced else frozenset()
+    if fenced:  # such a read may also be from before the attempt began: it alone ends none
+        fenced = await _others(tables, fenced, consistent=True)
+    for each in fenced.items():
+        tables.known.take(*each)
+    return frozenset(fenced)
 
 
 async def _others(tables: Tables, attempts: Mapping[str, int], *, consistent: bool) -> dict[str, int]:
     """Return those of these attempts that may not write, by invocation."""
     keys = list(map(record_key, attempts))
-    records = await tables.client.get_many(tables.invocations, keys, consistent=consistent)
+    asked = ("pk", "fence")
+    records = await tables.client.get_many(tables.invocations, keys, consistent=consistent, only=asked)
     fences = {record["pk"]: record.get("fence") for record in records}
     return {name: attempt for name, attempt in attempts.items() if fences.get(name) != attempt}
 

@@ -40,6 +40,10 @@ class Change:
         self._running = 0
         self._beside: list[Write] = []
 
+    @property
+    def invocation_id(self) -> str:
+        return self._record.shown.invocation_id
+
     # ------------------------------------------------------------ what becomes of the record
 
     def set(self, **attributes: Any) -> None:
@@ -148,26 +152,37 @@ class Change:
             writes += accounts.count(sub, self._charged, self._now_ms)
         return writes
 
-    def _write(self) -> Write:
-        record = self._record
-        names: dict[str, str] = {}
-        sets, removes, conditions = dict(self._sets), list(self._removes), dict(self._conditions)
-        changes, asked = [], ["attribute_exists(#pk)"]
-        values: dict[str, Any] = {}
+    def left(self) -> Record:
+        """Return the record as this change leaves it, once it is committed."""
+        item = self._record.item | self._new()
+        for name in self._removes:
+            item.pop(name, None)
+        item["ledger"] = item["ledger"] | self._lines
+        return Record.read(item)
+
+    def _new(self) -> dict[str, Any]:
+        """Return all attributes that are set, but for the ledger's lines."""
+        record, sets = self._record, dict(self._sets)
         if self._lines:
             used = record.shown.usage.plus(self._charged)
             sets |= {"used": list(used[:4]), "estimated": used.estimated}
-            conditions |= {"used": list(record.shown.usage[:4])}
         if self._tried != record.shown.tried:
             sets["tried"] = [list(each) for each in self._tried]
-            conditions["tried"] = record.item.get("tried")
         if self._holds != record.holds:
             sets["holds"] = self._holds
-            conditions["holds"] = record.holds
         if self._lines or self._holds != record.holds:
             held = sum(map(abs, self._holds.values())) - sum(map(abs, record.holds.values()))
             sets["committed_tokens"] = record.committed_tokens + held + self._charged.counted_tokens
-            conditions["committed_tokens"] = record.committed_tokens
+        return sets
+
+    def _write(self) -> Write:
+        sets, conditions = self._new(), dict(self._conditions)
+        # What is calculated from what was read asks that it is still so.
+        calculated = ("used", "tried", "holds", "committed_tokens")
+        conditions |= {name: self._record.item.get(name) for name in calculated if name in sets}
+        names: dict[str, str] = {}
+        changes, asked = [], ["attribute_exists(#pk)"]
+        values: dict[str, Any] = {}
         for place, (name, line) in enumerate(sorted(self._lines.items())):
             names[f"line{place}"], values[f"line{place}"] = name, line
             changes.append(f"#ledger.#line{place} = :line{place}")
@@ -182,9 +197,9 @@ class Change:
                 values[f"old_{name}"] = value
                 asked.append(f"#{name} = :old_{name}")
         text = "SET " + ", ".join(changes)
-        if removes:
-            text += " REMOVE " + ", ".join(f"#{name}" for name in removes)
-        key = record_key(record.shown.invocation_id)
+        if self._removes:
+            text += " REMOVE " + ", ".join(f"#{name}" for name in self._removes)
+        key = record_key(self.invocation_id)
         return update(self._tables.invocations, key, text, " AND ".join(asked), names=names, **values)
 
 

@@ -9,20 +9,28 @@ from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
-from service.invocations import AttemptEnd, Invocation, State
+from service.invocations import AttemptEnd, State
 from service.stores import FORSAKEN_MS, RESERVATION_GRACE_MS, Claim, Hold, Pause, Paused
 from service.stores.dynamodb_attempts import closed, closing, event_writes, reread
 from service.stores.dynamodb_client import BATCH_READS, Refused, Write, update
 from service.stores.dynamodb_items import PAUSED, Record, call_name, record_key
 from service.stores.dynamodb_ledger import Change
-from service.stores.dynamodb_records import Tables, decide, keep_longer, load, load_input, load_many
+from service.stores.dynamodb_records import (
+    Tables,
+    decide,
+    decide_as,
+    keep_longer,
+    load,
+    load_input,
+    load_many,
+)
 from service.stores.dynamodb_takeover import begin_next, held, turns
 from service.stores.windows import check_budget
 
 _KEEP_LONGER_AFTER_MS: Final = 24 * 3_600_000
 
 
-async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
+async def pause(tables: Tables, given: Pause, now_ms: int) -> None:
     """Store the last events, close the attempt and let the invocation wait; once.
 
     Raises:
@@ -30,8 +38,7 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
     """
     last = given.block.last
 
-    async def once() -> Invocation:
-        record = await load(tables, given.invocation_id)
+    async def once(record: Record | None) -> None:
         if record is None:
             raise Fenced
         shown = record.shown
@@ -39,7 +46,7 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
             if given.attempt <= len(shown.attempts):
                 was = shown.attempts[given.attempt - 1]
                 if (was.end, was.last) == (AttemptEnd.PAUSED, last):
-                    return shown
+                    return
             raise Fenced
         change = closing(tables, record, (), now_ms)
         change.attempts(closed(shown.attempts, AttemptEnd.PAUSED, last))
@@ -56,9 +63,8 @@ async def pause(tables: Tables, given: Pause, now_ms: int) -> Invocation:
         )
         change.ends()
         await change.commit()
-        return await reread(tables, given.invocation_id)
 
-    return await decide(once)
+    await decide_as(tables, given.invocation_id, given.attempt, once)
 
 
 async def list_due(tables: Tables, now_ms: int, limit: int, runtimes: Collection[str] | None) -> list[Paused]:

@@ -7,13 +7,14 @@ writes on condition that what it rests on is still so; if it is not (`Refused`),
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from service.config import Limits
 from service.errors import (
     BudgetExceeded,
     ConcurrencyExceeded,
+    Fenced,
     IdempotencyMismatch,
     QuotaExceeded,
     StoreUnavailable,
@@ -48,7 +49,36 @@ logger = logging.getLogger(__name__)
 
 _INPUT: Final = "input"
 _MAY_BE_INLINE_BYTES: Final = 4096
+_KNOWN: Final = 10_000
 _Answer = TypeVar("_Answer")
+
+
+class Known:
+    """The records of attempts that run in this process, each as its last decision has left it.
+
+    A decision takes one out instead of reading it, and only its commit puts the next one back. Others may
+    have changed the record since; then a condition of the transaction fails, and the decision is made on what
+    is read. So nothing is refused by what is remembered here.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+
+    def keep(self, record: Record, attempt: int) -> None:
+        """Remember a record that this attempt, which runs in this process, has just written."""
+        if record.fence != attempt:
+            return
+        self._records[record.shown.invocation_id] = record
+        if len(self._records) > _KNOWN:
+            del self._records[next(iter(self._records))]
+
+    def take(self, invocation_id: str, attempt: int) -> Record | None:
+        """Take out what this attempt has left, if that is known."""
+        record = self._records.get(invocation_id)
+        if record is None or record.fence != attempt:
+            return None
+        del self._records[invocation_id]
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +100,7 @@ class Tables:
     content_s: float
     ledger_s: float
     now_ms: Callable[[], int]
+    known: Known = field(default_factory=Known)
 
     def content_ttl(self, now_ms: int) -> int:
         return now_ms // 1000 + int(self.content_s)
@@ -83,6 +114,24 @@ async def decide(once: Callable[[], Awaitable[_Answer]]) -> _Answer:
         except Refused:
             continue
     raise StoreUnavailable("The store is too busy with this invocation.", retry_after_s=RETRY_AFTER_S)
+
+
+async def decide_as(
+    tables: Tables,
+    invocation_id: str,
+    attempt: int,
+    once: Callable[[Record | None], Awaitable[_Answer]],
+) -> _Answer:
+    """Make an attempt's decision on the record as its last one left it, else as `decide` on what is read."""
+    known = tables.known.take(invocation_id, attempt)
+    if known is not None:
+        with suppress(Refused, BudgetExceeded, Fenced):
+            return await once(known)
+
+    async def read() -> _Answer:
+        return await once(await load(tables, invocation_id))
+
+    return await decide(read)
 
 
 # ---------------------------------------------------------------- reading
@@ -164,8 +213,9 @@ async def create(tables: Tables, new: NewInvocation, limits: Limits, now_ms: int
         new.invocation_id, 1, 1, new.sub, new.first_reservation_tokens, new.reservation_expires_at_ms
     )
     record, beside = new_record(new, now_ms), []
-    # A large input is compressed once, where it is written.
-    codec, packed = compress(new.input) if len(new.input) <= _MAY_BE_INLINE_BYTES else (RAW, new.input)
+    # One that fits stays as it is, and a large one is compressed once, where it is written.
+    may_fit = INLINE_INPUT_BYTES < len(new.input) <= _MAY_BE_INLINE_BYTES
+    codec, packed = compress(new.input) if may_fit else (RAW, new.input)
     if len(packed) <= INLINE_INPUT_BYTES:
         record |= {"input": packed, "input_codec": codec}
     else:
@@ -189,7 +239,9 @@ async def create(tables: Tables, new: NewInvocation, limits: Limits, now_ms: int
             if known is None:
                 raise
             return known
-        return Record.read(record).shown
+        begun = Record.read(record)
+        tables.known.keep(begun, 1)
+        return begun.shown
 
     return await decide(once)
 

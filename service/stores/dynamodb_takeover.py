@@ -34,8 +34,8 @@ from service.stores.dynamodb_tables import HELD_INDEX
 logger = logging.getLogger(__name__)
 
 FOR_EVER_MS: Final = 10**15
-# Much longer than the index `held` may lag behind the records.
-_LEASES_STAY_MS: Final = 24 * 3_600_000
+# Much longer than the index `held` may lag behind the records; every look asks what each of them still holds.
+_LEASES_STAY_MS: Final = 3_600_000
 
 
 async def claim_expired(

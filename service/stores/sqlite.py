@@ -146,7 +146,7 @@ class SqliteStore:
         """See `Store`."""
         return await self._thread.read(events.read, invocation_id, after, limit_bytes)
 
-    async def finish(self, ending: Ending, now_ms: int) -> Invocation:
+    async def finish(self, ending: Ending, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -155,13 +155,13 @@ class SqliteStore:
         """
         if not (ending.state.is_terminal and ending.block.events and is_terminal(ending.block.events[-1])):
             raise ValueError("an ending has a terminal state and a terminal event")
-        return await self._thread.write(_finish, ending, now_ms)
+        await self._thread.write(_finish, ending, now_ms)
 
     async def hand_over(self, given: HandOver, now_ms: int) -> None:
         """See `Store`."""
         await self._thread.write(leases.hand_over, given, now_ms)
 
-    async def pause(self, pause: Pause, now_ms: int) -> Invocation:
+    async def pause(self, pause: Pause, now_ms: int) -> None:
         """See `Store`.
 
         Raises:
@@ -170,7 +170,7 @@ class SqliteStore:
         """
         if not pause.block.events or event_type(pause.block.events[-1]) != b"invocationPaused":
             raise ValueError("a pause ends with invocationPaused")
-        return await self._thread.write(pauses.pause, pause, now_ms)
+        await self._thread.write(pauses.pause, pause, now_ms)
 
     async def list_paused(
         self, now_ms: int, *, limit: int, runtimes: Collection[str] | None = None
@@ -331,21 +331,15 @@ def _append(db: sqlite3.Connection, blocks: Sequence[EventBlock], now_ms: int) -
     )
 
 
-def _finish(db: sqlite3.Connection, ending: Ending, now_ms: int) -> Invocation:
-    record = records.load(db, ending.invocation_id)
-    if record is None or record.attempt != ending.attempt:
-        raise Fenced
-    if record.state.is_terminal:
-        committed = (record.state, record.last, record.terminal)
-        if committed != (ending.state, ending.block.last, ending.block.events[-1]):
-            raise Fenced
-        return record
-    if not events.append(db, ending.invocation_id, ending.block, now_ms):
+def _finish(db: sqlite3.Connection, ending: Ending, now_ms: int) -> None:
+    written = ending.block.attempt == ending.attempt and events.append(
+        db, ending.invocation_id, ending.block, now_ms
+    )
+    if not written:
+        if records.has_ended_so(db, ending):
+            return
         raise Fenced
     for settlement in ending.settlements:
         ledger.settle(db, settlement, now_ms)
-    ledger.settle_open_holds(db, record, now_ms, charged=True)
+    ledger.settle_open_holds(db, ending.invocation_id, now_ms, charged=True)
     records.end(db, ending.invocation_id, ending.state, ending.block, now_ms)
-    ended = records.load(db, ending.invocation_id)
-    assert ended is not None  # noqa: S101 - it was read above, in the same transaction
-    return ended

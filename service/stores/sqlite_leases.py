@@ -47,7 +47,7 @@ _EXPIRED: Final = f"""
 _ORPHANED: Final = f"""
     SELECT i.invocation_id, i.stored_seq, i.created_at_ms
     FROM invocations AS i JOIN attempts AS a ON a.invocation_id = i.invocation_id AND a.number = i.attempt
-    WHERE i.state = 'running' AND i.owner = :owner
+    WHERE :orphaned_before >= 0 AND i.state = 'running' AND i.owner = :owner
         AND i.invocation_id NOT IN (SELECT value FROM json_each(:running))
         AND coalesce(a.started_at_ms, i.created_at_ms) <= :orphaned_before
         AND {_SERVED}
@@ -138,7 +138,7 @@ def _take_over(db: sqlite3.Connection, owner: str, now_ms: int, invocation_id: s
     if record.attempt == 1 and stored_seq == 0:
         _store_start(db, record)
         stored_seq = 1
-    settle_open_holds(db, record, now_ms, charged=False)
+    settle_open_holds(db, invocation_id, now_ms, charged=False)
     last = _granted(attempts.turns(db, invocation_id), record.attempt, stored_seq)
     attempts.close(db, invocation_id, last, AttemptEnd.LOST)
     attempts.begin_next(db, invocation_id, record.attempt + 1, owner, now_ms)

@@ -10,11 +10,12 @@ current one used is never charged, whichever side settles it first. An invocatio
 
 import json
 import sqlite3
+from functools import lru_cache
 from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
-from service.invocations import Invocation, Tried, Usage, all_tried
+from service.invocations import Tried, Usage, all_tried
 from service.stores import WINDOW_S, Account, Hold, Settlement, Window
 from service.stores.sqlite_attempts import MAY_WRITE
 from service.stores.windows import (
@@ -32,6 +33,7 @@ from service.stores.windows import (
 COUNTED: Final = "input_tokens + output_tokens + cache_write_tokens"
 """What counts against a quota: `Usage.counted_tokens`, in SQL."""
 
+_HOLD: Final = "(sub, invocation_id, attempt, turn) = (?, ?, ?, ?)"
 _STANDING: Final = f"""
     SELECT
         (SELECT coalesce(sum({COUNTED}), 0) FROM usage
@@ -49,10 +51,30 @@ _BUCKETS: Final = f"""
     SELECT period_id, {COUNTED} FROM usage
     WHERE user_id = ? AND period_id >= ? AND period_id < ? AND {COUNTED} > 0 ORDER BY period_id
 """  # noqa: S608 - the sum is the constant above
+_CHARGE: Final = """
+    INSERT INTO usage
+        (user_id, period_id, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)
+    VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, period_id) DO UPDATE SET
+        input_tokens = input_tokens + excluded.input_tokens,
+        output_tokens = output_tokens + excluded.output_tokens,
+        cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,
+        cache_write_tokens = cache_write_tokens + excluded.cache_write_tokens
+"""
+_ADD: Final = """
+    UPDATE invocations SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,
+        cache_read_tokens = cache_read_tokens + ?, cache_write_tokens = cache_write_tokens + ?,
+        estimated = estimated OR ?, tried = ?, updated_at_ms = ?
+    WHERE invocation_id = ?
+"""
+_OPEN_HOLDS: Final = """
+    SELECT r.attempt, r.turn, r.sub, i.runtime_id, r.tokens
+    FROM invocations AS i JOIN reservations AS r USING (sub, invocation_id)
+    WHERE i.invocation_id = ? ORDER BY r.attempt, r.turn
+"""
 _BUDGET: Final = f"""
     SELECT {COUNTED} + (
         SELECT coalesce(sum(tokens), 0) FROM reservations
-        WHERE invocation_id = i.invocation_id AND attempt = i.attempt AND expires_at_ms > ?
+        WHERE (sub, invocation_id, attempt) = (i.sub, i.invocation_id, i.attempt) AND expires_at_ms > ?
     ) FROM invocations AS i WHERE invocation_id = ? AND attempt = ? AND {MAY_WRITE}
 """  # noqa: S608 - the parts are constants
 
@@ -83,8 +105,8 @@ def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> 
     row = db.execute(_BUDGET, (now_ms, hold.invocation_id, hold.attempt)).fetchone()
     if row is None:
         raise Fenced
-    key = (hold.invocation_id, hold.attempt, hold.turn)
-    held = db.execute("SELECT 1 FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
+    key = (hold.sub, hold.invocation_id, hold.attempt, hold.turn)
+    held = db.execute(f"SELECT 1 FROM reservations WHERE {_HOLD}", key)  # noqa: S608 - a constant
     if held.fetchone():
         return
     check_budget(limits, used_tokens=row[0], requested_tokens=hold.tokens)
@@ -95,41 +117,48 @@ def reserve(db: sqlite3.Connection, hold: Hold, limits: Limits, now_ms: int) -> 
 
 def settle(db: sqlite3.Connection, settlement: Settlement, now_ms: int) -> bool:
     """Replace a hold by its usage, once; returns False if it had been settled before."""
-    first = _record(
-        db,
-        Hold(settlement.invocation_id, settlement.attempt, settlement.turn, settlement.sub, 0, 0),
-        settlement.runtime_id,
-        settlement.model,
-        settlement.usage,
-        charged=settlement.charged,
-        now_ms=now_ms,
+    key = (settlement.invocation_id, settlement.attempt, settlement.turn)
+    found = db.execute("SELECT attempt, tried FROM invocations WHERE invocation_id = ?", key[:1]).fetchone()
+    attempt, tried = found or (settlement.attempt, None)  # of one that is gone the ledger alone stays
+    charged = settlement.charged and settlement.attempt == attempt
+    written = db.execute(
+        "INSERT INTO usage_records (invocation_id, attempt, turn, sub, runtime_id, model, input_tokens,"
+        " output_tokens, cache_read_tokens, cache_write_tokens, estimated, charged, settled_at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            *key,
+            settlement.sub,
+            settlement.runtime_id,
+            settlement.model,
+            *settlement.usage,
+            charged,
+            now_ms,
+        ),
     )
-    if first and settlement.tried:
-        _note_tried(db, settlement)
-    return first
+    db.execute(f"DELETE FROM reservations WHERE {_HOLD}", (settlement.sub, *key))  # noqa: S608 - the same
+    if written.rowcount == 0:
+        return False
+    if charged:
+        _charge(db, settlement.sub, settlement.usage, now_ms)
+    if charged or settlement.tried:
+        added = settlement.usage if charged else Usage()
+        db.execute(_ADD, (*added, _with_tried(tried, settlement.tried), now_ms, settlement.invocation_id))
+    return True
 
 
-def _note_tried(db: sqlite3.Connection, settlement: Settlement) -> None:
-    row = db.execute("SELECT tried FROM invocations WHERE invocation_id = ?", (settlement.invocation_id,))
-    found = row.fetchone()
-    if found is not None:  # else it is gone, and only its ledger stays
-        before = (Tried(*each) for each in json.loads(found[0] or "[]"))
-        db.execute(
-            "UPDATE invocations SET tried = ? WHERE invocation_id = ?",
-            (json.dumps(all_tried(before, settlement.tried)), settlement.invocation_id),
-        )
+@lru_cache(maxsize=256)
+def _with_tried(before: str | None, more: tuple[Tried, ...]) -> str | None:
+    """Add to the models that a record says were tried: few texts, and the same ones again and again."""
+    if not more:
+        return before
+    return json.dumps(all_tried((Tried(*each) for each in json.loads(before or "[]")), more))
 
 
-def settle_open_holds(db: sqlite3.Connection, record: Invocation, now_ms: int, *, charged: bool) -> None:
+def settle_open_holds(db: sqlite3.Connection, invocation_id: str, now_ms: int, *, charged: bool) -> None:
     """Settle what an invocation still holds at its full size, as an estimate; expired holds too."""
-    holds = db.execute(
-        "SELECT invocation_id, attempt, turn, sub, tokens, expires_at_ms FROM reservations"
-        " WHERE invocation_id = ? ORDER BY attempt, turn",
-        (record.invocation_id,),
-    ).fetchall()
-    for hold in (Hold(*row) for row in holds):
-        usage = Usage(input_tokens=hold.tokens, estimated=True)
-        _record(db, hold, record.runtime_id, "", usage, charged=charged, now_ms=now_ms)
+    for attempt, turn, sub, runtime_id, tokens in db.execute(_OPEN_HOLDS, (invocation_id,)).fetchall():
+        usage = Usage(input_tokens=tokens, estimated=True)
+        settle(db, Settlement(invocation_id, attempt, turn, sub, runtime_id, "", usage, charged), now_ms)
 
 
 def account(db: sqlite3.Connection, sub: str, now_ms: int) -> Account:
@@ -187,49 +216,6 @@ def _insert_hold(db: sqlite3.Connection, hold: Hold) -> None:
     )
 
 
-def _record(
-    db: sqlite3.Connection,
-    hold: Hold,
-    runtime_id: str,
-    model: str,
-    usage: Usage,
-    *,
-    charged: bool,
-    now_ms: int,
-) -> bool:
-    """Write a usage record and all that follows from it, unless the turn has one."""
-    key = (hold.invocation_id, hold.attempt, hold.turn)
-    current = db.execute("SELECT attempt FROM invocations WHERE invocation_id = ?", key[:1]).fetchone()
-    charged = charged and current in (None, (hold.attempt,))
-    written = db.execute(
-        "INSERT INTO usage_records (invocation_id, attempt, turn, sub, runtime_id, model, input_tokens,"
-        " output_tokens, cache_read_tokens, cache_write_tokens, estimated, charged, settled_at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (*key, hold.sub, runtime_id, model, *usage, charged, now_ms),
-    )
-    db.execute("DELETE FROM reservations WHERE (invocation_id, attempt, turn) = (?, ?, ?)", key)
-    if written.rowcount == 0:
-        return False
-    if charged:
-        _charge(db, hold, usage, now_ms)
-    return True
-
-
-def _charge(db: sqlite3.Connection, hold: Hold, usage: Usage, now_ms: int) -> None:
+def _charge(db: sqlite3.Connection, sub: str, usage: Usage, now_ms: int) -> None:
     counts = usage[:4]
-    db.execute(
-        "INSERT INTO usage"
-        " (user_id, period_id, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)"
-        " VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, period_id) DO UPDATE SET"
-        " input_tokens = input_tokens + excluded.input_tokens,"
-        " output_tokens = output_tokens + excluded.output_tokens,"
-        " cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,"
-        " cache_write_tokens = cache_write_tokens + excluded.cache_write_tokens",
-        (hold.sub, bucket_id(now_ms), *counts, hold.sub, month_id(now_ms), *counts),
-    )
-    db.execute(
-        "UPDATE invocations SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,"
-        " cache_read_tokens = cache_read_tokens + ?, cache_write_tokens = cache_write_tokens + ?,"
-        " estimated = estimated OR ?, updated_at_ms = ? WHERE invocation_id = ?",
-        (*counts, usage.estimated, now_ms, hold.invocation_id),
-    )
+    db.execute(_CHARGE, (sub, bucket_id(now_ms), *counts, sub, month_id(now_ms), *counts))

@@ -15,7 +15,7 @@ from typing import Final
 
 from service.config import Limits
 from service.errors import Fenced
-from service.invocations import AttemptEnd, Invocation
+from service.invocations import AttemptEnd
 from service.stores import FORSAKEN_MS, RESERVATION_GRACE_MS, Claim, Hold, Pause, Paused
 from service.stores import sqlite_attempts as attempts
 from service.stores import sqlite_events as events
@@ -45,23 +45,20 @@ _GO_ON: Final = """
 """
 
 
-def pause(db: sqlite3.Connection, pause: Pause, now_ms: int) -> Invocation:
+def pause(db: sqlite3.Connection, pause: Pause, now_ms: int) -> None:
     """Store the last events, close the attempt and let the invocation wait; once.
 
     Raises:
         Fenced: As `Store.pause`.
         ValueError: As `events.append`.
     """
-    record = load(db, pause.invocation_id)
-    if record is None:
-        raise Fenced
     last = pause.block.last
     if attempts.ended(db, pause.invocation_id, pause.attempt) == (AttemptEnd.PAUSED, last.seq):
-        return record
+        return
     running = attempts.may_write(db, pause.invocation_id, pause.attempt)
     if not (running and events.append(db, pause.invocation_id, pause.block, now_ms)):
         raise Fenced
-    settle_open_holds(db, record, now_ms, charged=True)
+    settle_open_holds(db, pause.invocation_id, now_ms, charged=True)
     attempts.close(db, pause.invocation_id, last, AttemptEnd.PAUSED)
     db.execute(
         _PAUSE,
@@ -73,9 +70,6 @@ def pause(db: sqlite3.Connection, pause: Pause, now_ms: int) -> Invocation:
             "tokens": pause.tokens,
         },
     )
-    waiting = load(db, pause.invocation_id)
-    assert waiting is not None  # noqa: S101 - it was read above, in the same transaction
-    return waiting
 
 
 def list_due(

@@ -6,6 +6,7 @@
 import json
 import sqlite3
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 from service.errors import IdempotencyMismatch
 from service.events import Block, EventId
 from service.invocations import Attempt, AttemptEnd, Invocation, State, Tried, Usage
-from service.stores import Claim, Idempotency, NewInvocation
+from service.stores import Claim, Ending, Idempotency, NewInvocation
 from service.stores.sqlite_attempts import begin, close, turns
 from service.stores.windows import BUCKET_PREFIX, MONTH_PREFIX, oldest_kept
 
@@ -80,7 +81,7 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
             now_ms,
             now_ms,
             new.deadline_at_ms,
-            json.dumps(new.models),
+            _models_text(new.models),
         ),
     )
     db.execute("INSERT INTO inputs (invocation_id, body) VALUES (?, ?)", (new.invocation_id, new.input))
@@ -102,6 +103,12 @@ def insert(db: sqlite3.Connection, new: NewInvocation, now_ms: int) -> Invocatio
         new.deadline_at_ms,
         models=new.models,
     )
+
+
+@lru_cache(maxsize=256)
+def _models_text(models: tuple[str, ...]) -> str:
+    """Write a runtime's route: few texts, and the same ones again and again."""
+    return json.dumps(models)
 
 
 def load(db: sqlite3.Connection, invocation_id: str) -> Invocation | None:
@@ -179,6 +186,15 @@ def end(db: sqlite3.Connection, invocation_id: str, state: State, block: Block, 
         (state, block.events[-1], now_ms, now_ms, invocation_id),
     )
     close(db, invocation_id, block.last, AttemptEnd.FINISHED)
+
+
+def has_ended_so(db: sqlite3.Connection, ending: Ending) -> bool:
+    """Tell whether this ending has been committed, by a call whose answer was lost."""
+    record = load(db, ending.invocation_id)
+    if record is None or record.attempt != ending.attempt or not record.state.is_terminal:
+        return False
+    last = ending.block
+    return (record.state, record.last, record.terminal) == (ending.state, last.last, last.events[-1])
 
 
 def purge_invocations(db: sqlite3.Connection, finished_before_ms: int) -> int:

@@ -3,14 +3,16 @@
     event loop                              store thread
     read(op), write(op) ──queue──>  take all that is there
        awaits a future              BEGIN; every read; COMMIT                                ──> their futures
-                                    BEGIN IMMEDIATE; every write in a SAVEPOINT; COMMIT      ──> their futures
+                                    BEGIN IMMEDIATE; every write; COMMIT                     ──> their futures
 
 `stores.sqlite` calls it; an operation is a plain function of the connection. So an fsync never stalls the
-event loop, and calls that wait for the same fsync share it.
+event loop, and calls that wait for the same fsync share it. What is called in one iteration of the loop is
+handed over together, when the iteration ends: of 32 callers on one core 10 share a commit, where 4 did.
 
 Invariants: a future is resolved only after its transaction was committed; a write that raises undoes itself
 and nothing else; if the transaction fails, every write of the group fails with `StoreUnavailable`. A group
-that met another process's lock is undone and run again: an operation has no effect but on the connection.
+is undone and run again if it met another process's lock, or if a write raised after it had changed something:
+then each has a savepoint, which else nobody pays for. An operation has no effect but on the connection.
 
 Reads go first, in a snapshot of their own. They miss nothing: a write that a reader has seen done is in an
 earlier group. They wait neither for their group's fsync nor for another process's lock, only for the group
@@ -25,7 +27,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -58,8 +59,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     operation: Callable[[sqlite3.Connection], Any]
     future: asyncio.Future[Any]
     writes: bool
@@ -71,6 +71,10 @@ class _Outcome(NamedTuple):
     error: Exception | None
 
 
+class _HalfDone(Exception):
+    """A call raised after it had changed something."""
+
+
 class StoreThread:
     """Runs operations on one connection; made by `start`, ended by `aclose`, used from one event loop."""
 
@@ -78,7 +82,8 @@ class StoreThread:
         self, connect: Callable[[], sqlite3.Connection], busy_timeout_s: float, queue_limit: int
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._called: list[_Call] = []
+        self._groups: SimpleQueue[list[_Call] | None] = SimpleQueue()
         self._unresolved = 0
         self._busy_timeout_s = busy_timeout_s
         self._queue_limit = queue_limit
@@ -134,14 +139,22 @@ class StoreThread:
             raise StoreUnavailable("Too many calls wait for the store.", retry_after_s=_RETRY_S)
         future: asyncio.Future[T] = self._loop.create_future()
         self._unresolved += 1
-        self._calls.put(_Call(operation, future, writes))
+        if not self._called:
+            self._loop.call_soon(self._hand_over)
+        self._called.append(_Call(operation, future, writes))
         return await future
+
+    def _hand_over(self) -> None:
+        calls, self._called = self._called, []
+        if calls:
+            self._groups.put(calls)
 
     async def aclose(self) -> None:
         """Finish what was called, then close the connection and end the thread; harmless when repeated."""
         if not self._closing:
             self._closing = True
-            self._calls.put(None)
+            self._hand_over()
+            self._groups.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()  # `_ended` was its last act
 
@@ -183,31 +196,35 @@ class StoreThread:
     def _serve(self, db: sqlite3.Connection) -> None:
         while True:
             calls: list[_Call] = []
-            call = self._calls.get()
-            while call is not None:
-                calls.append(call)
-                if self._calls.empty():
+            group = self._groups.get()
+            while group is not None:
+                calls += group
+                if self._groups.empty():
                     break
-                call = self._calls.get()
+                group = self._groups.get()
             if reads := [call for call in calls if not call.writes]:
                 self._loop.call_soon_threadsafe(self._settle, self._transact(db, "BEGIN", reads))
             if writes := [call for call in calls if call.writes]:
                 self._loop.call_soon_threadsafe(self._settle, self._transact(db, "BEGIN IMMEDIATE", writes))
-            if call is None:
+            if group is None:
                 return
 
     def _transact(self, db: sqlite3.Connection, begin: str, calls: list[_Call]) -> list[_Outcome]:
         """Run calls in one transaction; whatever stops the transaction stops all of them."""
         give_up_at = time.monotonic() + self._busy_timeout_s
+        decide = _decide
         while True:
             try:
                 db.execute(begin)
-                outcomes = [_decide(db, call) for call in calls]
+                outcomes = [decide(db, call) for call in calls]
                 db.execute("COMMIT")
             except Exception as error:  # noqa: BLE001 - the edge of the thread: nobody may wait for ever
                 with suppress(sqlite3.Error):
                     if db.in_transaction:
                         db.execute("ROLLBACK")
+                if isinstance(error, _HalfDone):
+                    decide = _decide_apart
+                    continue
                 if _is_busy(error) and time.monotonic() < give_up_at:
                     continue  # undone; SQLite has waited a little for the lock
                 _report(error, len(calls))
@@ -217,18 +234,36 @@ class StoreThread:
 
 
 def _decide(db: sqlite3.Connection, call: _Call) -> _Outcome:
+    """Run one call; a refusal that changed nothing (they all should) leaves the transaction as it was."""
+    changes = db.total_changes
+    try:
+        value = call.operation(db)
+    except Exception as error:  # the edge of the thread: it belongs to the caller
+        if _stops_all(error):
+            raise
+        if db.total_changes != changes:
+            raise _HalfDone from error
+        return _Outcome(call.future, None, error)
+    return _Outcome(call.future, value, None)
+
+
+def _decide_apart(db: sqlite3.Connection, call: _Call) -> _Outcome:
     """Run one call; if it raises, undo what it did and keep the rest of the transaction."""
     db.execute("SAVEPOINT decision")
     try:
         value = call.operation(db)
     except Exception as error:  # the edge of the thread: it belongs to the caller
-        if isinstance(error, sqlite3.Error) and primary_code(error) in _UNAVAILABLE:
+        if _stops_all(error):
             raise
         db.execute("ROLLBACK TO decision")
         db.execute("RELEASE decision")
         return _Outcome(call.future, None, error)
     db.execute("RELEASE decision")
     return _Outcome(call.future, value, None)
+
+
+def _stops_all(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and primary_code(error) in _UNAVAILABLE
 
 
 def _is_busy(error: Exception) -> bool:

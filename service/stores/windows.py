@@ -11,6 +11,7 @@ A bucket's id sorts as its time does. A bucket that a process with a faster cloc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from service.config import Limits
@@ -29,6 +30,8 @@ CONCURRENCY_RETRY_S: Final = 1.0
 # Room that waits for running calls to settle comes at no known time, but within seconds to minutes.
 SETTLING_RETRY_S: Final = 5.0
 
+_BUCKET_MS: Final = BUCKET_S * 1000
+_DAY_MS: Final = 24 * 3600 * 1000
 _BUCKET_FORMAT: Final = f"{BUCKET_PREFIX}%Y-%m-%d:%H:%M"
 _MONTH_FORMAT: Final = f"{MONTH_PREFIX}%Y-%m"
 
@@ -49,7 +52,7 @@ class Bucket:
 
 def bucket_id(at_ms: int) -> str:
     """Return the id of the bucket that a moment falls into."""
-    return _utc(at_ms - at_ms % (BUCKET_S * 1000)).strftime(_BUCKET_FORMAT)
+    return _text(at_ms - at_ms % _BUCKET_MS, _BUCKET_FORMAT)
 
 
 def oldest_bucket_id(now_ms: int) -> str:
@@ -59,7 +62,7 @@ def oldest_bucket_id(now_ms: int) -> str:
 
 def month_id(at_ms: int) -> str:
     """Return the id of the calendar month (UTC) that a moment falls into."""
-    return _utc(at_ms).strftime(_MONTH_FORMAT)
+    return _text(at_ms - at_ms % _DAY_MS, _MONTH_FORMAT)
 
 
 def month_bounds_ms(at_ms: int) -> tuple[int, int]:
@@ -222,6 +225,12 @@ class _Shortage:
                 }
             },
         )
+
+
+@lru_cache(maxsize=64)
+def _text(at_ms: int, form: str) -> str:
+    """Write a moment that many decisions share: the beginning of a bucket or a day."""
+    return _utc(at_ms).strftime(form)
 
 
 def _utc(at_ms: int) -> datetime:

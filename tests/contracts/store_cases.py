@@ -138,3 +138,21 @@ async def charge(store: Store, number: int, tokens: int, now_ms: int, *, sub: st
     """Run a whole invocation that uses `tokens`."""
     await store.create_invocation(new(number, tokens=tokens, sub=sub), ROOMY, now_ms)
     await store.finish(ending(number, 1, settlement(number, 1, used(tokens), sub=sub)), now_ms)
+
+
+async def after_finish(store: Store, end: Ending, now_ms: int) -> Invocation:
+    """End an invocation, and return its record."""
+    await store.finish(end, now_ms)
+    return await _record(store, end.invocation_id)
+
+
+async def after_pause(store: Store, wanted: Pause, now_ms: int) -> Invocation:
+    """Let an invocation wait, and return its record."""
+    await store.pause(wanted, now_ms)
+    return await _record(store, wanted.invocation_id)
+
+
+async def _record(store: Store, invocation_id: str) -> Invocation:
+    record = await store.load_invocation(invocation_id)
+    assert record is not None
+    return record

@@ -8,7 +8,7 @@ import pytest
 from service.config import Limits
 from service.errors import IdempotencyMismatch
 from service.stores import Idempotency, NewInvocation, Store
-from tests.contracts.store_cases import DAY_MS, LIMITS, NOW, ending, new, running
+from tests.contracts.store_cases import DAY_MS, LIMITS, NOW, after_finish, ending, new, running
 
 KEY = Idempotency("key-1", "body-1", NOW + DAY_MS)
 
@@ -37,7 +37,7 @@ async def test_a_retry_attaches_when_the_principal_has_no_room_and_when_the_firs
     await store.create_invocation(with_key(1), one_at_a_time, NOW)
 
     still_running = await store.create_invocation(with_key(2), one_at_a_time, NOW)
-    ended = await store.finish(ending(1), NOW)
+    ended = await after_finish(store, ending(1), NOW)
     after_its_end = await store.create_invocation(with_key(3), one_at_a_time, NOW)
 
     assert (still_running, after_its_end) == (running(1), ended)

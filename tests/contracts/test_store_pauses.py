@@ -18,6 +18,8 @@ from tests.contracts.store_cases import (
     NOW,
     PAUSED,
     ROOMY,
+    after_finish,
+    after_pause,
     block,
     charge,
     ending,
@@ -40,7 +42,7 @@ async def paused(store: Store, number: int = 1, *, resumes_at_ms: int = NOW + HO
     await store.create_invocation(new(number), ROOMY, NOW)
     first = settlement(number, 1, Usage(30, 20, 5, 10), messages=b"[1]", boundary=EventId(1, 3))
     await store.settle(first, NOW, block(1, 3))
-    return await store.pause(pausing(number, 4, resumes_at_ms=resumes_at_ms), PAUSED_AT)
+    return await after_pause(store, pausing(number, 4, resumes_at_ms=resumes_at_ms), PAUSED_AT)
 
 
 async def due(store: Store, now_ms: int, *, limit: int = 10) -> list[str]:
@@ -79,7 +81,7 @@ async def test_a_hold_that_is_open_at_a_pause_is_settled_as_at_an_ending(store: 
     await store.settle(settlement(1, 1, Usage(10, 5)), NOW)
     await store.reserve(hold(1, 2, 250), LIMITS, NOW)
 
-    waiting = await store.pause(pausing(), NOW)
+    waiting = await after_pause(store, pausing(), NOW)
 
     assert waiting.usage == Usage(260, 5, estimated=True)
     account = await store.account("user-1", NOW)
@@ -94,12 +96,12 @@ async def test_a_paused_invocation_is_nobodys_and_is_never_claimed(store: Store)
     assert claims == []
 
 
-async def test_pausing_again_returns_the_record_even_after_the_next_attempt_has_begun(store: Store) -> None:
+async def test_pausing_again_changes_nothing_even_after_the_next_attempt_has_begun(store: Store) -> None:
     waiting = await paused(store)
 
-    again = await store.pause(pausing(1, 4), NOW + HOUR_MS)
+    again = await after_pause(store, pausing(1, 4), NOW + HOUR_MS)
     claim = await store.resume("inv_1", 1, "owner-2", NOW + 2 * HOUR_MS, limits=ROOMY)
-    resumed = await store.pause(pausing(1, 4), NOW + 3 * HOUR_MS)
+    resumed = await after_pause(store, pausing(1, 4), NOW + 3 * HOUR_MS)
 
     assert (again, resumed) == (waiting, claim.invocation)
 
@@ -230,7 +232,7 @@ async def test_the_held_call_is_settled_and_charged_like_any_other(store: Store)
     held = (await store.account("user-1", NOW + HOUR_MS)).reserved_tokens
     await store.append_events([entry(1, 2, attempt=2)], NOW + HOUR_MS)
     last = settlement(1, 2, Usage(7, 3), attempt=2)
-    ended = await store.finish(ending(1, 3, last, attempt=2), NOW + HOUR_MS)
+    ended = await after_finish(store, ending(1, 3, last, attempt=2), NOW + HOUR_MS)
 
     assert (held, ended.usage) == (200, Usage(37, 23, 5, 10))
     assert (await store.account("user-1", NOW + HOUR_MS)).windows[0].used_tokens == 70
@@ -244,14 +246,12 @@ async def test_a_clock_that_is_behind_moves_no_deadline_back(store: Store) -> No
     assert claim.invocation.deadline_at_ms == waiting.deadline_at_ms
 
 
-async def test_a_paused_invocation_is_taken_over_to_be_ended_whether_there_is_room_or_not(
-    store: Store,
-) -> None:
+async def test_a_paused_invocation_is_taken_over_to_be_ended_with_or_without_room(store: Store) -> None:
     await paused(store)
 
     claim = await store.resume("inv_1", 1, "owner-2", NOW + DAY_MS, limits=None)
     account = await store.account("user-1", NOW + DAY_MS)
-    ended = await store.finish(ending(1, 1, attempt=2, state=State.CANCELLED), NOW + DAY_MS)
+    ended = await after_finish(store, ending(1, 1, attempt=2, state=State.CANCELLED), NOW + DAY_MS)
 
     assert (claim.invocation.state, claim.invocation.attempt) == (State.RUNNING, 2)
     assert (account.reserved_tokens, account.running) == (0, 1)
@@ -372,7 +372,7 @@ async def test_an_invocation_can_pause_more_than_once(store: Store) -> None:
     await store.settle(second_half, PAUSED_AT + HOUR_MS, block(1, 2, attempt=2))
     again = pausing(1, 3, attempt=2, turn=3, tokens=50, resumes_at_ms=NOW + DAY_MS)
 
-    waiting = await store.pause(again, PAUSED_AT + 2 * HOUR_MS)
+    waiting = await after_pause(store, again, PAUSED_AT + 2 * HOUR_MS)
     second = await store.resume("inv_1", 2, "owner-3", PAUSED_AT + 5 * HOUR_MS, limits=ROOMY)
 
     assert (waiting.paused_at_ms, waiting.resumes_at_ms) == (PAUSED_AT + 2 * HOUR_MS, NOW + DAY_MS)

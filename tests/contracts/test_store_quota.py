@@ -16,6 +16,7 @@ from tests.contracts.store_cases import (
     LIMITS,
     MINUTE_MS,
     NOW,
+    after_finish,
     charge,
     ending,
     hold,
@@ -75,7 +76,7 @@ async def test_an_invocation_that_holds_nothing_is_admitted_by_a_quota_that_is_u
     await charge(store, 0, 1_000, NOW)
 
     outcomes = await admitted(store, [store.create_invocation(new(1, tokens=0), limits, NOW)])
-    ended = await store.finish(ending(1, 1, settlement(1, usage=Usage())), NOW)
+    ended = await after_finish(store, ending(1, 1, settlement(1, usage=Usage())), NOW)
 
     account = await store.account("user-1", NOW)
     assert (outcomes, ended.usage) == ({"Invocation": 1}, Usage())
@@ -230,7 +231,7 @@ async def test_the_account_of_somebody_unknown_is_empty(store: Store) -> None:
 @pytest.mark.promise("cache-metered-apart")
 async def test_cache_reads_are_recorded_and_not_counted(store: Store) -> None:
     await store.create_invocation(new(), LIMITS, NOW)
-    ended = await store.finish(ending(1, 1, settlement(1, 1, Usage(0, 0, 500, 0))), NOW)
+    ended = await after_finish(store, ending(1, 1, settlement(1, 1, Usage(0, 0, 500, 0))), NOW)
 
     assert ended.usage == Usage(0, 0, 500, 0)
     day = (await store.account("user-1", NOW)).windows[0]

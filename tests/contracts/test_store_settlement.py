@@ -13,6 +13,7 @@ from tests.contracts.store_cases import (
     LIMITS,
     NOW,
     ROOMY,
+    after_finish,
     block,
     ending,
     entry,
@@ -83,7 +84,7 @@ async def test_an_ending_does_not_settle_again_what_was_settled(store: Store) ->
     await store.create_invocation(new(tokens=500), LIMITS, NOW)
     await store.settle(settlement(1, 1, USAGE), NOW)
 
-    ended = await store.finish(ending(1, 1, settlement(1, 1, Usage(400, 0))), NOW)
+    ended = await after_finish(store, ending(1, 1, settlement(1, 1, Usage(400, 0))), NOW)
     late = await store.settle(settlement(1, 1, Usage(400, 0)), NOW)
 
     assert (ended.usage, late) == (USAGE, False)

@@ -10,6 +10,8 @@ from tests.contracts.store_cases import (
     LIMITS,
     NOW,
     ROOMY,
+    after_finish,
+    after_pause,
     ending,
     new,
     pausing,
@@ -46,7 +48,7 @@ async def test_of_several_requests_the_first_stands(store: Store) -> None:
 
 async def test_an_invocation_that_has_ended_stays_as_it_is(store: Store) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
-    ended = await store.finish(ending(), NOW)
+    ended = await after_finish(store, ending(), NOW)
 
     asked = await store.request_cancel("inv_1", NOW + 5)
 
@@ -75,7 +77,7 @@ async def test_a_request_outlives_the_attempt_and_is_told_to_the_next_owner(stor
 async def test_a_request_is_heard_until_the_invocation_ends(store: Store) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
     await store.request_cancel("inv_1", NOW + 1)
-    ended = await store.finish(ending(1, 1, settlement(), state=State.CANCELLED), NOW + 2)
+    ended = await after_finish(store, ending(1, 1, settlement(), state=State.CANCELLED), NOW + 2)
 
     assert ended.cancel_requested_at_ms == NOW + 1
     assert await store.cancel_requests("owner-1") == frozenset()
@@ -83,7 +85,7 @@ async def test_a_request_is_heard_until_the_invocation_ends(store: Store) -> Non
 
 async def test_a_paused_invocation_is_cancelled_by_whoever_takes_it_over(store: Store) -> None:
     await store.create_invocation(new(), ROOMY, NOW)
-    waiting = await store.pause(pausing(), NOW)
+    waiting = await after_pause(store, pausing(), NOW)
 
     asked = await store.request_cancel("inv_1", NOW + 1)
     heard = await store.cancel_requests("owner-1")
@@ -131,7 +133,7 @@ async def test_a_note_of_a_clock_that_is_behind_takes_nothing_back(store: Store)
 async def test_notes_change_no_record_and_none_of_what_has_ended_or_is_unknown(store: Store) -> None:
     created = await store.create_invocation(new(1), LIMITS, NOW)
     await store.create_invocation(new(2), LIMITS, NOW)
-    ended = await store.finish(ending(2), NOW)
+    ended = await after_finish(store, ending(2), NOW)
 
     await store.note_read([], NOW + 1)
     await store.note_read(frozenset({"inv_1", "inv_2", "inv_9"}), NOW + 1)

@@ -13,6 +13,7 @@ from tests.contracts.store_cases import (
     LIMITS,
     NOW,
     ROOMY,
+    after_finish,
     block,
     ending,
     entry,
@@ -255,7 +256,7 @@ async def test_the_record_tells_why_each_attempt_ended(store: Store) -> None:
     await store.append_events([entry(1, 2, attempt=2)], NOW + 1)
     await store.hand_over(HandOver("inv_1", 2), NOW + 2)
     await claim(store, "owner-3", NOW + 3)
-    ended = await store.finish(ending(1, 1, attempt=3), NOW + 4)
+    ended = await after_finish(store, ending(1, 1, attempt=3), NOW + 4)
 
     assert ended.attempts == (
         Attempt(1, NOW, EventId(1, 1), LOST),

@@ -7,7 +7,7 @@ import pytest
 from service.events import Block, EventId, started
 from service.invocations import Tried, Usage
 from service.stores import HandOver, Store
-from tests.contracts.store_cases import LIMITS, NOW, ending, new, settlement
+from tests.contracts.store_cases import LIMITS, NOW, after_finish, ending, new, settlement
 
 MODELS = ("bedrock/a", "bedrock/arn:aws:bedrock:eu-west-1:123456789012:application-inference-profile/b")
 FELL_OVER = (Tried("bedrock/a", "upstream-throttled"), Tried("bedrock/b"))
@@ -46,7 +46,7 @@ async def test_what_each_settlement_tried_adds_up_once(store: Store) -> None:
 
     for each in (first, first, second):
         await store.settle(each, NOW)
-    ended = await store.finish(ending(1, 1, second, last), NOW)
+    ended = await after_finish(store, ending(1, 1, second, last), NOW)
 
     assert ended.tried == (
         Tried("bedrock/a", "upstream-throttled", 1),

@@ -10,7 +10,7 @@ from infra.extract import extract
 from infra.refusals import RATE_LIMITED, REFUSALS
 from infra.routes import ROUTES as PUBLISHED
 from service.api import ROUTES
-from service.middleware import REQUEST_ID
+from service.edge_request import REQUEST_ID
 from tests.mutations import MUTATIONS, Mutation
 from tests.synthesis import CONFIGURATIONS, ROOT, Stacks, run, settings
 from tests.test_docs import error_codes
@@ -37,11 +37,10 @@ def contract() -> set[tuple[str, str]]:
     """Return methods and paths of the service, with the documented names of parameters."""
     names = {"{runtime_id}": "{runtimeId}", "{invocation_id}": "{invocationId}"}
     found = set()
-    for route in ROUTES:
-        path = route.path
+    for path, endpoints in ROUTES.items():
         for ours, public in names.items():
             path = path.replace(ours, public)
-        found |= {(method, path) for method in (route.methods or set()) - {"HEAD"}}
+        found |= {(method, path) for method in endpoints.keys() - {"HEAD"}}
     return found
 
 

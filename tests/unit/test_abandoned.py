@@ -148,9 +148,10 @@ async def test_only_readers_of_runtimes_that_cancel_are_watched(clock: ManualClo
                 presence=presence,
                 abandonable=abandonable,
             )
-            opened = [follow.reader(invocation, START, SSE, token_expires_at_s=1e10) for _ in range(2)]
-            async with opened[0], opened[1]:
-                counts.append(len(presence))
+            readers = [follow.open(invocation, START, SSE, token_expires_at_s=1e10) for _ in range(2)]
+            counts.append(len(presence))
+            for reader in readers:
+                follow.close(reader)
             counts.append(len(presence))
         await clock.advance(0)
 

@@ -4,19 +4,15 @@ import asyncio
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.errors import InvalidRequest
-from service.middleware import Envelope
-from service.problems import ON_ERROR
+from service.edge_answer import Answer
+from service.edge_request import Request
 from tests.asgi import AsgiClient
 from tests.clock import ManualClock
 from tests.fakes import Step, start, stop, text
 from tests.harness import serving
+from tests.routing import edge
 from tests.sse import events_of, kinds_of
 
 
@@ -83,9 +79,13 @@ async def test_a_connection_that_fails_when_its_peer_reads_again_is_cut_off(
 # -- what breaks below the routes
 
 
-async def breaks_off(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    raise RuntimeError
+class BreaksOff(Answer):
+    async def write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError
+
+
+async def breaks_off(_: Request) -> Answer:
+    return BreaksOff(200, [])
 
 
 async def test_a_response_that_breaks_off_is_logged_once_and_raises_nothing(
@@ -93,21 +93,8 @@ async def test_a_response_that_breaks_off_is_logged_once_and_raises_nothing(
 ) -> None:
     lines: list[Any] = []
 
-    async with AsgiClient(Envelope(breaks_off, lines.append)).stream("GET", "/") as exchange:
+    async with AsgiClient(edge({"/usage": {"GET": breaks_off}}, lines)).stream("GET", "/usage") as exchange:
         await exchange.task
 
     assert [line["status"] for line in lines] == [200]
     assert [record.getMessage() for record in caplog.records] == ["response broke off"]
-
-
-@pytest.mark.promise("problem-documents-everywhere")
-async def test_what_the_framework_refuses_is_a_problem_document_too() -> None:
-    async def teapot(_: Request) -> None:
-        raise HTTPException(418, "short and stout")
-
-    routes = Starlette(routes=[Route("/", teapot)], exception_handlers=ON_ERROR)
-
-    answer = await AsgiClient(Envelope(routes, lambda line: None)).request("GET", "/")
-
-    assert (answer.status, answer.json()) == (400, InvalidRequest().problem())
-    assert answer.headers["content-type"] == "application/problem+json"

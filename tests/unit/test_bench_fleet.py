@@ -1,13 +1,21 @@
 """The model of a fleet: its arithmetic, and that docs/performance.md is what it makes of the kept figures."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import fleet, results
-from bench.fleet_model import TASK_STREAMS, Fleet, Measured, cell
+from bench.fleet_model import (
+    TASK_STREAMS,
+    Fleet,
+    Measured,
+    cell_tasks,
+    lease_reads_per_s,
+    look_reads_per_s,
+)
 from bench.fleet_prices import QUOTAS, Load, tiered
 
 MEASURED = Measured(delta_us=25.0, invocation_ms=0.5, stream_kb=60.0, heartbeats_ms=2.5)
@@ -35,13 +43,12 @@ def test_units_are_those_of_the_answers_and_of_the_processes() -> None:
 
     assert of.answers_per_s == 100
     assert of.writes_per_s == pytest.approx(100 * 34 + 2 * 0.1)
-    assert of.reads_per_s == pytest.approx(100 * 8 + 2 * 4 + 2 / 1.8)
+    assert of.reads_per_s == pytest.approx(100 * 6 + 2 * 4 + 2 / 1.8 + 2 * 2 / 2 / 1.8)
 
 
-def test_leases_are_read_with_the_square_of_the_tasks() -> None:
-    assert Fleet(1_000_000, MEASURED).lease_reads_per_s == pytest.approx(
-        4 * Fleet(500_000, MEASURED).lease_reads_per_s
-    )
+@pytest.mark.parametrize("reads_per_s", [lease_reads_per_s, look_reads_per_s])
+def test_leases_are_read_with_the_square_of_the_tasks(reads_per_s: Callable[[float], float]) -> None:
+    assert reads_per_s(2_000) == pytest.approx(4 * reads_per_s(1_000))
 
 
 def test_loads_stand_beside_their_quotas_the_worst_first() -> None:
@@ -55,10 +62,15 @@ def test_loads_stand_beside_their_quotas_the_worst_first() -> None:
 
 
 def test_a_cell_is_as_large_as_its_leases_can_be_read() -> None:
-    largest = cell(MEASURED)
+    assert lease_reads_per_s(cell_tasks()) <= 3_000 < lease_reads_per_s(cell_tasks() + 1)
 
-    assert Fleet(largest, MEASURED).lease_reads_per_s <= 3_000
-    assert Fleet(largest + 10_000, MEASURED).lease_reads_per_s > 3_000
+
+def test_a_fleet_is_made_of_cells_that_can_read_their_leases() -> None:
+    streams = 3 * cell_tasks() * TASK_STREAMS
+    three, four = Fleet(streams, MEASURED), Fleet(streams + 1, MEASURED)
+
+    assert (three.cells, four.cells) == (3, 4)
+    assert three.reads_per_s == pytest.approx(3 * Fleet(streams // 3, MEASURED).reads_per_s)
 
 
 def test_a_tier_has_its_price_and_the_rest_the_next() -> None:

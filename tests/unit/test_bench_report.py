@@ -38,13 +38,34 @@ def test_a_cell_is_the_median_with_its_spread_ratio_and_difference() -> None:
 
 
 def test_a_row_without_figures_has_dashes_and_its_reason() -> None:
-    failed, missing = runs("ours", 20), Row("smg", reason="smg is not there: install it\nmore")
+    failed, missing = Row("ours"), Row("smg", reason="smg is not there: install it\nmore")
     failed.fail("3 x status 503")
     rows = [runs("copy", 10), failed, missing]
 
     assert cells(rows, COLUMNS)[2:] == [["ours", "-", "-", "-"], ["smg", "-", "-", "-"]]
-    assert reasons(rows) == ["ours: failed: 3 x status 503", "smg: smg is not there: install it"]
+    assert reasons(rows) == [
+        "ours: failed: 3 x status 503 (1 of 1 runs)",
+        "smg: smg is not there: install it",
+    ]
     assert (failed.failed, missing.failed, failed.median("us")) == (True, False, None)
+
+
+def test_a_run_that_failed_is_said_and_the_others_stay() -> None:
+    row = runs("ours", 20)
+    row.fail("3 x status 503")
+    row.runs.append({"us": 22})
+
+    assert cells([runs("copy", 10), row], COLUMNS)[2] == ["ours", "21.0 (20.0-22.0)", "2.10", "11.0"]
+    assert reasons([row]) == ["ours: failed: 3 x status 503 (1 of 3 runs)"]
+    assert row.given_up is False
+
+
+def test_a_subject_that_is_missing_or_failed_twice_is_given_up() -> None:
+    twice = Row("ours")
+    for _ in range(2):
+        twice.fail("it does not listen")
+
+    assert (twice.given_up, Row("smg", reason="it is not there").given_up) == (True, True)
 
 
 def test_a_ratio_to_a_row_that_is_not_there_is_a_dash() -> None:
@@ -83,10 +104,39 @@ def test_a_goal_is_looked_at_run_by_run() -> None:
     assert table[2][1:] == ["at least 20", "-", "-", "not measured"]
 
 
+def test_a_run_that_failed_holds_no_goal() -> None:
+    ours = runs("headrace", 15, 16)
+    ours.runs.insert(1, {})
+    sections = {"saturation": section(runs("copy", 10, 10, 10), ours)}
+
+    assert targets.table(sections, targets.TARGETS[:1])[1][1:] == ["at most 2", "1.60", "1.50", "2 of 3"]
+
+
+def test_a_goal_that_is_missed_says_what_bounds_it() -> None:
+    ours = section(runs("copy", 10, 10), runs("headrace", 15, 21))
+    goal = targets.TARGETS[0]
+
+    assert targets.missed({"saturation": ours}) == [f"{goal.says}: {goal.bounded_by}"]
+    assert f"- {goal.says}: {goal.bounded_by}" in pages.results_page({"saturation": ours})
+    assert [goal.says for goal in targets.TARGETS if not goal.bounded_by] == []
+
+
 def test_a_goal_to_reach_is_worst_where_it_is_smallest() -> None:
     sections = {"saturation": section(runs("litellm", 400, 600), runs("headrace", 25, 25))}
 
     assert targets.table(sections, [targets.TARGETS[1]])[1][1:] == ["at least 20", "16.0", "24.0", "1 of 2"]
+
+
+def test_pages_are_made_of_whatever_there_is() -> None:
+    failed = Row("headrace")
+    failed.fail("it does not listen")
+    sections = {name: section(failed, Row("copy", reason="stopped")) for name in SCENARIOS}
+
+    page = pages.results_page(sections)
+
+    assert page.count("- headrace: failed: it does not listen (1 of 1 runs)") == len(SCENARIOS)
+    assert "0 of 1" in page
+    assert "not measured" in chart.drawn(sections)
 
 
 def test_every_goal_asks_for_a_figure_that_its_scenario_shows() -> None:

@@ -14,7 +14,8 @@ from bench.peers import SUBJECTS, program_of
 from bench.report import Row
 from bench.scenarios import SCENARIOS
 from bench.script import Plan
-from bench.subjects import Running, SubjectMissing, Upstream, chat_body
+from bench.subjects import Running, SubjectMissing, Upstream, catalog, chat_body
+from service.config import Catalog
 
 PLAN = Plan(first_ms=1, deltas=5, interval_us=1000)
 
@@ -58,7 +59,10 @@ def test_rows_are_those_chosen_or_the_few_of_a_quick_run_or_all() -> None:
 
     assert names(scenario.rows(None, few=True)) == ["headrace"]
     assert names(scenario.rows(["copy", "litellm"], few=True)) == ["copy"]
-    assert names(scenario.rows(None, few=False)) == ["copy", "nginx", "headrace", "obvious"]
+    assert names(scenario.rows(None, few=False)) == [
+        *("copy", "nginx", "headrace", "obvious"),
+        "headrace, chat/completions",
+    ]
 
 
 def test_a_stream_of_a_window_lasts_until_the_window_is_over() -> None:
@@ -118,3 +122,15 @@ def test_a_peer_that_is_not_installed_says_what_installs_it(tmp_path: Path) -> N
 
     assert str(missing.value) == "smg is not in .bench/smg: `make bench` installs it"
     assert {"litellm", "portkey", "smg"} <= SUBJECTS.keys()
+
+
+@pytest.mark.parametrize(("model", "endpoint"), [("bedrock", "bedrock"), ("chat", "openai")])
+def test_headrace_knows_a_runtime_for_each_plan(tmp_path: Path, model: str, endpoint: str) -> None:
+    settings = tmp_path / "headrace.toml"
+    settings.write_text(catalog([PLAN, PLAN], Upstream(1, 8080), model), encoding="utf-8")
+
+    known = Catalog.load(settings)
+
+    assert known.runtimes.keys() == {PLAN.model_id}
+    assert known.upstreams[model].kind == endpoint
+    assert known.runtimes[PLAN.model_id].model == f"{model}/{PLAN.model_id}"

@@ -17,6 +17,7 @@ from service.errors import (
 from service.models.breaker import (
     MIN_CALLS,
     OPEN_S,
+    PROBE_S,
     PROBED_AGAIN_S,
     REMEMBERED_CALLS,
     WINDOW_S,
@@ -228,3 +229,65 @@ def test_a_call_from_before_neither_closes_a_breaker_nor_keeps_it_open(
 
     assert second is not first
     assert (model.breaker.state, model.states) == (BreakerState.HALF_OPEN, ["open"])
+
+
+@pytest.mark.promise("breaker-leaves-alone")
+def test_a_probe_that_stays_silent_lets_one_more_call_probe_after_a_while(
+    watched: tuple[Watcher, ManualClock],
+) -> None:
+    model, clock = watched
+    opened(model, clock)
+    silent = model.breaker.watch()
+    silent.__enter__()
+    clock.pass_time(PROBE_S)
+    before = model.breaker.state
+
+    with model.breaker.watch() as probe:
+        meanwhile = model.breaker.state
+        probe.answered()
+
+    assert (before, meanwhile) == (BreakerState.HALF_OPEN, BreakerState.OPEN)
+    assert (model.breaker.state, model.states) == (
+        BreakerState.CLOSED,
+        ["open", "half-open", "half-open", "closed"],
+    )
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+def test_the_end_of_a_probe_after_which_another_one_began_decides_nothing(
+    watched: tuple[Watcher, ManualClock], is_back: bool
+) -> None:
+    model, clock = watched
+    opened(model, clock)
+    silent = [model.breaker.watch() for _ in range(MIN_CALLS)]
+    for call in silent:
+        call.__enter__()
+        clock.pass_time(PROBE_S)
+    with model.breaker.watch() as last:
+        if is_back:
+            last.answered()
+        told = len(model.told)
+
+        for call in silent:
+            assert call.__exit__(UpstreamTimeout, UpstreamTimeout(), None) is False
+        meanwhile = model.breaker.admits
+
+    assert (meanwhile, model.states[told:]) == (is_back, [] if is_back else ["closed"])
+
+
+def test_an_answer_that_comes_after_the_breaker_closed_is_one_like_any_other(
+    watched: tuple[Watcher, ManualClock],
+) -> None:
+    model, clock = watched
+    opened(model, clock)
+    slow = model.breaker.watch()
+    probe = slow.__enter__()
+    clock.pass_time(PROBE_S)
+    model.answers()
+    model.fails(MIN_CALLS - 2)
+
+    probe.answered()
+    slow.__exit__(None, None, None)
+    model.fails()
+
+    assert model.told[-1] == {"state": "open", "calls": MIN_CALLS + 1, "failures": MIN_CALLS - 1, "opened": 2}

@@ -79,6 +79,20 @@ def test_what_was_started_and_not_seen_to_end_is_cancelled(terminal: CommandLine
     assert asked[-1] == f"POST {INVOCATIONS}/inv_2/cancel"
 
 
+def test_what_was_started_is_cancelled_though_nothing_came_but_the_headers(terminal: CommandLine) -> None:
+    asked: list[str] = []
+
+    def cut(request: Request, reply: Reply) -> Reply:
+        asked.append(request.line)
+        streams = request.line == f"POST {INVOCATIONS}" and b"text/event-stream" in b"".join(pieces_of(reply))
+        return [pieces_of(reply)[0]] if streams else reply
+
+    found = findings(terminal, cut)
+
+    assert (found["streaming"][0], found["cancel"][0]) == ("FAILED", "FAILED")
+    assert sorted(asked[-2:]) == [f"POST {INVOCATIONS}/inv_{number}/cancel" for number in (1, 3)]
+
+
 @pytest.mark.promise("smoke-finds-what-is-broken")
 def test_no_line_has_a_part_of_a_token_whatever_the_endpoint_sends(terminal: CommandLine) -> None:
     def echo(request: Request, reply: Reply) -> Reply:
@@ -94,6 +108,19 @@ def test_no_line_has_a_part_of_a_token_whatever_the_endpoint_sends(terminal: Com
     assert [
         part for part in (*ANN.split("."), *BEN.split(".")) if part in outcome.stdout + outcome.stderr
     ] == []
+
+
+@pytest.mark.promise("smoke-finds-what-is-broken")
+def test_the_line_about_an_endpoint_that_can_not_be_checked_has_no_part_of_a_token(
+    terminal: CommandLine,
+) -> None:
+    def echo(request: Request, _: Reply) -> Reply:
+        return problem(503, "odd", "Nope", f"You sent {request.headers.get('authorization')}\x1b[2J")
+
+    outcome, _ = smoke(terminal, SmokeEndpoint(echo))
+
+    assert "answered 503 odd You sent Bearer [token].[token].[token]" in outcome.stderr
+    assert [part for part in ANN.split(".") if part in outcome.stdout + outcome.stderr] == []
 
 
 def test_an_api_gateway_in_front_is_noticed(terminal: CommandLine) -> None:

@@ -117,6 +117,7 @@ def test_plain_http_is_for_private_places(host: str) -> None:
     [
         *("8.8.8.8", "172.32.0.1", "169.254.169.254", "[2001:db8::1]", "0.0.0.0", "[::ffff:8.8.8.8]"),
         *("api.openai.com", "internal-lb.eu-west-1.elb.amazonaws.com", "vllm.localx"),
+        *("134744072", "0x08080808", "01002004010"),
     ],
 )
 @pytest.mark.promise("keys-stay-private")

@@ -183,6 +183,7 @@ def two_calls(name: str, raw_input: str) -> list[Step]:
         ("multiply", '{"a": 6}'),
         ("multiply", "6 times 7"),
         ("transfer", '{"a": 6}'),
+        pytest.param("sweep", f'{{"path": {"[" * 100_000}{"]" * 100_000}}}', id="sweep-too deep"),
     ],
 )
 async def test_a_call_that_could_not_be_made_is_answered_with_the_same_error_by_every_attempt(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import UpstreamFailed, UpstreamThrottled, UpstreamTimeout
+from service.errors import UpstreamFailed, UpstreamRejected, UpstreamThrottled, UpstreamTimeout
 from service.models.breaker import MIN_CALLS, OPEN_S
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, Step, answer, start, text, tool_call
@@ -131,6 +131,28 @@ async def test_without_room_for_what_was_given_up_no_other_model_is_asked(
     assert record["tried"] == [{"model": "bedrock/near", "calls": 1}]
 
 
+@pytest.mark.promise("given-up-calls-metered", "tried-is-told")
+async def test_what_the_next_model_cant_take_fails_as_the_first_one_did_and_is_charged_once(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    others = far([UpstreamRejected("No documents here.")])
+    async with serving(
+        clock, [UpstreamTimeout("Late.")], catalog=CATALOG, upstreams=others, store=store
+    ) as served:
+        got = await served.submit(path=PAIR)
+        await clock.advance(0)
+        record = (await served.get(got.json()["instance"])).json()
+
+    charged = [entry[:4] for entry in entries(store) if entry[3]]
+    assert (got.status, got.json()["code"]) == (504, "upstream-timeout")
+    assert record["tried"] == [
+        {"model": "bedrock/near", "code": "upstream-timeout", "calls": 1},
+        {"model": "far/model-2", "code": "upstream-rejected", "calls": 1},
+    ]
+    assert charged == [(1, 1_000_001, NEAR, record["usage"]["inputTokens"])]
+
+
 async def test_each_turn_begins_with_the_first_model(clock: ManualClock) -> None:
     asks = tool_call("multiply", '{"a":6,"b":7}')
     async with serving(clock, THROTTLED, answer("42"), catalog=CATALOG, upstreams=far(asks, asks)) as served:
@@ -181,6 +203,36 @@ async def test_another_runtime_with_the_same_model_leaves_it_alone_too(clock: Ma
         shed = await served.submit(path="/runtimes/reckoner/invocations")
 
     assert (shed.status, len(served.model.requests)) == (503, asked)
+
+
+@pytest.mark.promise("breaker-leaves-alone", "given-up-calls-metered")
+async def test_a_call_that_finds_the_next_model_probed_by_another_is_charged_once(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    alone = '[runtimes.alone]\nkind = "converse"\nmodel = "far/model-2"\n'
+    others = far(THROTTLED)
+    async with serving(
+        clock, [UpstreamTimeout("Late.")], catalog=CATALOG + alone, upstreams=others, store=store
+    ) as served:
+        for _ in range(MIN_CALLS):
+            await served.submit(path="/runtimes/alone/invocations")
+        await clock.advance(OPEN_S)
+        others["far"].play([asyncio.Event()])
+        served.store.only = {"reserve"}
+        served.store.answers.clear()
+        got = await served.submit(path=PAIR, prefer="respond-async")
+        await clock.advance(1)
+        await served.submit(path="/runtimes/alone/invocations", prefer="respond-async")
+        await clock.advance(1)
+        served.store.answers.set()
+        await clock.advance(1)
+        record = (await served.get(got.headers["location"])).json()
+
+    charged = [entry[:4] for entry in entries(store) if entry[3] and not entry[2].startswith("far")]
+    assert record["terminalEvent"]["invocationFailed"]["problem"]["code"] == "upstream-timeout"
+    assert record["tried"] == [{"model": "bedrock/near", "code": "upstream-timeout", "calls": 1}]
+    assert charged == [(1, 1_000_001, NEAR, record["usage"]["inputTokens"])]
 
 
 # -- cut short while it falls over

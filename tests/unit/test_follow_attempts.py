@@ -48,11 +48,12 @@ class Following:
         invocation = record or await self.story.record()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            opened = self.follow.reader(invocation, cursor, SSE, token_expires_at_s=1e10)
-            async with opened as reader:
-                start = {"type": "http.response.start", "status": 200, "headers": []}
-                await send(start)
+            reader = self.follow.open(invocation, cursor, SSE, token_expires_at_s=1e10)
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
                 await reader.run(receive, send, scope["extensions"]["headrace.abort"])
+            finally:
+                self.follow.close(reader)
 
         async with AsgiClient(app).stream("GET", "/", body=()) as exchange:
             exchange._request.clear()

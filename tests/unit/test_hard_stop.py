@@ -16,7 +16,8 @@ import pytest
 from service import __main__ as process
 from service.config import Catalog, ConfigError, Settings
 from service.runner import HAND_OVER_GRACE_S
-from tests.unit.test_main import CATALOG, abort_or_answer
+from tests.listening import answers_ok
+from tests.unit.test_main import CATALOG
 
 WAIT_S = 20.0
 LONGEST_DRAIN_S = 105.0
@@ -42,7 +43,7 @@ def test_the_hard_stop_says_so_and_exits(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.promise("process-ends-in-time")
 def test_the_longest_drain_fits_before_the_hard_stop_and_that_before_the_kill() -> None:
     settings = Settings("https://issuer", ("client-1",), "https://keys", "sqlite:x")
-    config = process._server_config(abort_or_answer, settings, 30)
+    config = process._server_config(answers_ok, settings, 30)
     assert config.timeout_graceful_shutdown is not None
 
     longest_s = LONGEST_DRAIN_S + HAND_OVER_GRACE_S + config.timeout_graceful_shutdown

@@ -77,11 +77,12 @@ class Process:
             await send(message)
             del self.in_flight[exchange]
 
-        opened = self.follow.reader(invocation, START, SSE, token_expires_at_s=1e10)
-        async with opened as reader:
-            start = {"type": "http.response.start", "status": 200, "headers": []}
-            await counted(start)
+        reader = self.follow.open(invocation, START, SSE, token_expires_at_s=1e10)
+        try:
+            await counted({"type": "http.response.start", "status": 200, "headers": []})
             await reader.run(receive, counted, exchange.abort)
+        finally:
+            self.follow.close(reader)
 
 
 @asynccontextmanager

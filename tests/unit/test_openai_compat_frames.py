@@ -148,6 +148,24 @@ def test_a_name_that_is_repeated_with_each_piece_begins_no_other_call(again: dic
     assert got.frames[1:] == [tool("a", "add", 0), arguments("{", 0), arguments("}", 0)]
 
 
+@pytest.mark.parametrize(("first", "second"), [("add", "sub"), ("add", "add")])
+def test_calls_without_index_and_id_are_told_apart_by_name_or_by_an_input_that_is_whole(
+    first: str, second: str
+) -> None:
+    got = translated(
+        call(function={"name": first, "arguments": '{"a":'}),
+        call(function={"name": first, "arguments": "1}"}),
+        call(function={"name": first, "arguments": ""}),
+        call(function={"name": second, "arguments": "{}"}),
+        done=False,
+    )
+
+    assert got.frames[1:] == [
+        *(tool("made-up", first, 0), arguments('{"a":', 0), arguments("1}", 0), end(0)),
+        *(tool("made-up", second, 1), arguments("{}", 1)),
+    ]
+
+
 def test_a_piece_whose_id_changes_belongs_to_its_index() -> None:
     got = translated(
         call(index=0, id="a", function={"name": "add"}),

@@ -11,7 +11,7 @@ import pytest
 
 from service.config import ConfigError
 from service.errors import UpstreamMisconfigured
-from service.models.openai_compat_key import AT_ONCE_S, REFRESH_S
+from service.models.openai_compat_key import AT_ONCE_S, REFRESH_S, ApiKey, SecretUnreadable
 from tests.bedrock import FOREIGN
 from tests.clock import ManualClock
 from tests.openai_compat import KEY, OK, REQUEST, opened, refusal
@@ -101,10 +101,10 @@ async def test_a_key_that_was_rotated_is_fetched_and_the_call_made_again(
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     secrets, server = Secrets("old"), Server("new")
-    tries: list[str] = []
+    fetched: list[int] = []  # at each time that what was tried is said to be over
 
     async def before_try() -> None:
-        tries.append(secrets.text)
+        fetched.append(len(secrets.requests))
 
     async with calling(secrets, server, monkeypatch) as model:
         clock.pass_time(AT_ONCE_S)
@@ -112,7 +112,7 @@ async def test_a_key_that_was_rotated_is_fetched_and_the_call_made_again(
         request = type(REQUEST)(REQUEST.model_id, REQUEST.messages, 100, before_try=before_try)
         await model.converse(request, lambda _: None)
 
-    assert (server.keys, len(tries), len(secrets.requests)) == (["old", "new"], 2, 2)
+    assert (server.keys, fetched) == (["old", "new"], [1, 1, 2])
 
 
 async def test_a_key_that_stays_refused_is_not_sent_again(
@@ -141,6 +141,25 @@ async def test_many_calls_that_are_refused_at_once_fetch_the_key_once(
         await asyncio.gather(*(model.converse(REQUEST, lambda _: None) for _ in range(4)))
 
     assert (sorted(server.keys), len(secrets.requests)) == (["new"] * 4 + ["old"] * 4, 2)
+
+
+async def test_calls_that_wait_for_a_key_that_is_slow_to_be_refused_do_not_ask_for_it_again(
+    clock: ManualClock,
+) -> None:
+    fetched: list[float] = []
+
+    async def fetch() -> str:
+        fetched.append(clock.monotonic_s())
+        await asyncio.sleep(2 * AT_ONCE_S)
+        raise SecretUnreadable("AccessDeniedException")
+
+    key = ApiKey("old", fetch)
+    await clock.advance(AT_ONCE_S)
+    waiting = [asyncio.ensure_future(key.replaced("old")) for _ in range(3)]
+
+    await clock.advance(10 * AT_ONCE_S)
+
+    assert ([await each for each in waiting], len(fetched)) == ([False] * 3, 1)
 
 
 async def test_a_key_of_the_environment_that_is_refused_is_sent_once() -> None:

@@ -104,6 +104,14 @@ def test_the_options_that_this_api_has_are_sent() -> None:
     assert body == body_of(REQUEST) | {"temperature": 0.0, "top_p": 0.5, "stop": ["END"]}
 
 
+def test_a_tool_may_go_without_a_description() -> None:
+    spec = {"name": "add", "inputSchema": {"json": {"type": "object"}}}
+
+    (tool,) = body_of(replace(REQUEST, tools=[spec]))["tools"]
+
+    assert tool["function"] == {"name": "add", "description": "", "parameters": {"type": "object"}}
+
+
 def test_an_image_goes_as_a_data_url_beside_its_text() -> None:
     image = {"image": {"format": "png", "source": {"bytes": PNG}}}
 

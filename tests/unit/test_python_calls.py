@@ -259,6 +259,76 @@ def test_the_events_of_a_call_add_up_to_the_message_of_the_next() -> None:
     }
 
 
+TOOL = {"name": "add", "inputSchema": {"json": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"system": None},
+        {"system": [{"text": "Be brief."}]},
+        {"messages": {"role": "user"}},
+        {"messages": "Hello"},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": "Hello"}]},
+        {"messages": [{"content": [{"text": "Hello"}]}]},
+        {"messages": [{"role": "user", "content": ["Hello"]}]},
+        {"messages": [{"role": "user", "content": [{"text": 5}]}]},
+        {"messages": [{"role": "assistant", "content": [{"toolUse": {"name": "add", "input": {}}}]}]},
+        {
+            "messages": [
+                {"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": 5, "input": {}}}]}
+            ]
+        },
+        {"messages": [{"role": "user", "content": [{"toolResult": {"toolUseId": "1"}}]}]},
+        {"messages": [{"role": "user", "content": [{"toolResult": {"content": []}}]}]},
+        {"tools": ["add"]},
+        {"tools": [{"name": "add"}]},
+        {"tools": [{"toolSpec": None}]},
+        {"tools": [{"toolSpec": TOOL | {"name": 5}}]},
+        {"tools": [TOOL | {"inputSchema": {}}]},
+    ],
+)
+async def test_an_argument_of_another_shape_is_the_agents_to_know(
+    agent_loop: Loop, arguments: dict[str, Any]
+) -> None:
+    heard: list[str] = []
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
+        try:
+            invocation.model().converse(**{"messages": invocation.messages, **arguments})
+        except ValueError as error:
+            heard.append(str(error))
+        yield "Done."
+
+    runtime, model = runtime_of(agent, agent_loop)
+
+    outcome = await runtime.run(GIVEN, Recorder().effects())
+
+    (said,) = heard
+    assert next(iter(arguments)) in said
+    assert (outcome, model.requests) == (Outcome("end_turn"), [])
+
+
+async def test_what_every_upstream_takes_is_no_fault(agent_loop: Loop) -> None:
+    use = {"toolUseId": "1", "name": "add", "input": {}}
+    messages: list[Any] = [
+        {"role": "user", "content": [{"image": {"format": "png", "source": {"bytes": b"x"}}}, {"text": "?"}]},
+        {"role": "assistant", "content": ({"toolUse": use},)},
+        {"role": "user", "content": [{"toolResult": {"toolUseId": "1", "content": [{"json": 1}]}}]},
+    ]
+
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        async for event in invocation.model().converse(messages=messages, tools=[TOOL, {"toolSpec": TOOL}]):
+            yield event
+
+    runtime, model = runtime_of(agent, agent_loop)
+
+    await runtime.run(GIVEN, Recorder().effects())
+
+    assert [request.tools for request in model.requests] == [[TOOL, TOOL]]
+
+
 async def test_a_call_that_its_agent_has_left_is_read_on_though_the_agent_ends(clock: ManualClock) -> None:
     async def agent(invocation: AgentInvocation) -> AsyncGenerator[str]:
         events = invocation.model().converse(messages=invocation.messages)

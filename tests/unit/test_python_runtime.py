@@ -8,12 +8,15 @@ import pytest
 
 from service.errors import (
     AgentFailed,
+    HeadraceError,
     OutcomeUnknown,
     QuotaExceeded,
+    UpstreamThrottled,
 )
 from service.runtimes import Outcome
+from service.runtimes.python import Agent
 from service.runtimes.python_agent import AgentInvocation
-from tests.agents import GIVEN, MESSAGES, Loop, outcome_of, runtime_of
+from tests.agents import GIVEN, MESSAGES, Loop, forward, outcome_of, runtime_of
 from tests.fakes import frame, start, text
 from tests.unit.test_converse import Recorder
 
@@ -186,3 +189,50 @@ async def test_a_call_that_can_not_be_made_is_the_authors_error(
 
     assert reason in said[0]
     assert model.requests == []
+
+
+class Wrapper(Exception):
+    """What a framework makes of any failure of its model."""
+
+
+async def wraps(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+    try:
+        async for event in forward(invocation):
+            yield event
+    except HeadraceError as error:
+        raise Wrapper("the loop failed") from error
+
+
+async def groups(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+    async def call() -> None:
+        async for _ in forward(invocation):
+            pass
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(call())
+        tasks.create_task(asyncio.sleep(0))
+    yield "never"
+
+
+@pytest.mark.parametrize("agent", [wraps, groups])
+async def test_what_a_model_failed_with_is_found_in_what_a_framework_makes_of_it(
+    agent_loop: Loop, agent: Agent
+) -> None:
+    runtime, _ = runtime_of(agent, agent_loop, [UpstreamThrottled("Busy.")])
+
+    failure = await outcome_of(runtime, Recorder())
+
+    assert isinstance(failure, UpstreamThrottled)
+    assert (failure.detail, failure.__cause__) == ("Busy.", None)
+
+
+async def test_a_wrapper_around_itself_is_the_agents_failure(agent_loop: Loop) -> None:
+    async def agent(invocation: AgentInvocation) -> AsyncGenerator[Any]:
+        yield "So far."
+        first, second = Wrapper(), Wrapper()
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    runtime, _ = runtime_of(agent, agent_loop)
+
+    assert isinstance(await outcome_of(runtime, Recorder()), AgentFailed)

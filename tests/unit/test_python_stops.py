@@ -1,12 +1,14 @@
 """Agents that are cancelled, that do not end, that are too fast for the log; in one thread and in two."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from service.agent_loops import AgentLoop
 from service.config import RuntimeConfig
 from service.errors import AgentFailed, Fenced, InternalError
 from service.invocations import Usage
@@ -92,6 +94,26 @@ async def test_an_agent_that_swallows_its_cancellation_is_left_behind_and_writes
     assert refused == ["InvocationOver"]
     assert model.requests == []
     assert "agent does not end" in caplog.text
+
+
+@pytest.mark.promise("agent-stops-in-time")
+async def test_an_agent_that_is_cancelled_before_its_first_step_has_left(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = threading.Event()
+    other = AgentLoop("agent")
+    other.start()
+    other.loop.call_soon_threadsafe(busy.wait, 20)
+    runtime, model = runtime_of(forward, other.loop)
+    running = asyncio.ensure_future(runtime.run(GIVEN, Recorder().effects()))
+    await clock.advance(0)
+    running.cancel()
+    await clock.advance(0)
+    busy.set()
+    await asyncio.wait([running])
+    await other.aclose()
+
+    assert (running.cancelled(), model.requests, caplog.messages) == (True, [], [])
 
 
 async def test_a_generator_that_yields_after_its_cancellation_is_closed(clock: ManualClock) -> None:

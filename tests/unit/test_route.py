@@ -19,7 +19,6 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.models import Deliver, Frame, Model, ModelRequest
-from service.models.breaker import MIN_CALLS, OPEN_S
 from service.models.route import Route, Routes
 from tests.clock import ManualClock
 from tests.fakes import ScriptedModel, Step, answer, start, stop, text
@@ -38,6 +37,7 @@ class Call:
     """A call over a route to three models; writes down what it is told and delivered."""
 
     def __init__(self, clock: ManualClock, *scripts: Sequence[Step], first_event_s: float = 10.0) -> None:
+        self.clock = clock
         self.models = [ScriptedModel(script) for script in scripts]
         self.breakers: list[dict[str, Any]] = []
         names = [A, B, C][: len(scripts)]
@@ -150,6 +150,26 @@ async def test_the_last_models_failure_is_the_calls(clock: ManualClock) -> None:
         "vllm/org/c",
     ]
     assert call.asked == [["a"], ["b"], ["org/c"]]
+
+
+@pytest.mark.parametrize("kind", [UpstreamRejected, UpstreamMisconfigured])
+async def test_what_a_later_model_cant_take_leaves_the_call_failed_as_it_did(
+    clock: ManualClock, kind: type[UpstreamError]
+) -> None:
+    call = Call(clock, [failing(UpstreamThrottled)], [failing(kind)], YES)
+
+    failure = await call.fails()
+
+    assert isinstance(failure, UpstreamThrottled)
+    assert call.did == ["near/a", ("upstream-throttled", False), "far/b", (kind.code, False)]
+
+
+async def test_what_a_later_model_takes_back_after_it_began_is_the_calls(clock: ManualClock) -> None:
+    call = Call(clock, [failing(UpstreamThrottled)], [start(), failing(UpstreamRejected)])
+
+    failure = await call.fails()
+
+    assert isinstance(failure, UpstreamRejected)
 
 
 async def test_without_room_for_what_was_billed_nothing_else_is_tried(clock: ManualClock) -> None:
@@ -301,90 +321,3 @@ async def test_a_call_that_is_cancelled_tries_nothing_else(clock: ManualClock, b
     await asyncio.wait([made])
 
     assert (made.cancelled(), call.models[0].cancelled, call.did) == (True, 1, ["near/a"])
-
-
-# -- how breakers steer
-
-
-async def exhausted(call: Call, failures: int = MIN_CALLS) -> None:
-    """Let the first model fail until it is left alone."""
-    for _ in range(failures):
-        await call.make()
-    call.did.clear()
-
-
-@pytest.mark.promise("breaker-leaves-alone")
-async def test_a_model_that_fails_too_often_is_left_alone_and_probed(clock: ManualClock) -> None:
-    call = Call(clock, [failing(UpstreamThrottled)], YES)
-    await exhausted(call)
-
-    await call.make()
-    while_open = list(call.did)
-    clock.pass_time(OPEN_S)
-    await call.make()
-    await call.make()
-
-    assert while_open == ["far/b"]
-    assert call.did == ["far/b", "near/a", ("upstream-throttled", False), "far/b", "far/b"]
-    assert [(told["model"], told["state"]) for told in call.breakers] == [
-        ("near/a", "open"),
-        ("near/a", "half-open"),
-        ("near/a", "open"),
-    ]
-
-
-@pytest.mark.promise("breaker-leaves-alone")
-async def test_a_call_that_no_model_may_be_asked_for_is_shed_with_the_time_to_come_back(
-    clock: ManualClock,
-) -> None:
-    call = Call(clock, [failing(UpstreamThrottled)])
-    for _ in range(MIN_CALLS):
-        await call.fails()
-    clock.pass_time(OPEN_S - 2)
-    call.did.clear()
-
-    failure = await call.fails()
-
-    assert (failure.code, failure.retry_after_s, call.did) == ("upstream-unavailable", 2.0, [])
-
-
-async def test_a_model_whose_successors_are_left_alone_is_the_last_one(clock: ManualClock) -> None:
-    call = Call(clock, YES, [failing(UpstreamUnavailable)])
-    for _ in range(MIN_CALLS):
-        with pytest.raises(UpstreamUnavailable):
-            await call.routes.to([B], first_event_s=1).converse(REQUEST, lambda _: None)
-
-    await call.make()
-
-    assert [request.has_successor for request in call.models[0].requests] == [False]
-
-
-async def test_a_probe_is_good_with_its_first_event(clock: ManualClock) -> None:
-    go_on = asyncio.Event()
-    call = Call(clock, [failing(UpstreamThrottled)], YES)
-    await exhausted(call)
-    clock.pass_time(OPEN_S)
-    call.models[0].play([start(), go_on, stop()])
-    probing = asyncio.ensure_future(call.make())
-    await clock.advance(0)
-
-    before_its_end = [told["state"] for told in call.breakers]
-    go_on.set()
-    await probing
-
-    assert before_its_end == ["open", "half-open", "closed"]
-
-
-async def test_all_routes_to_a_model_share_its_breaker(clock: ManualClock) -> None:
-    model = ScriptedModel([failing(UpstreamThrottled)])
-    routes = Routes({"near": model}, now_s=clock.monotonic_s, on_breaker=lambda _: None)
-    for _ in range(MIN_CALLS):
-        with pytest.raises(UpstreamThrottled):
-            await routes.to([A], first_event_s=1).converse(REQUEST, lambda _: None)
-
-    with pytest.raises(UpstreamUnavailable):
-        await routes.to([A], first_event_s=1).converse(REQUEST, lambda _: None)
-    with pytest.raises(UpstreamThrottled):
-        await routes.to([ModelName("near", "other")], first_event_s=1).converse(REQUEST, lambda _: None)
-
-    assert len(model.requests) == MIN_CALLS + 1

@@ -19,6 +19,7 @@ from tests.contracts.store_cases import (
     HOUR_MS,
     NOW,
     ROOMY,
+    after_pause,
     charge,
     ending,
     entry,
@@ -244,7 +245,7 @@ async def test_a_running_invocation_is_never_purged_and_can_be_claimed_after_its
 async def test_a_paused_invocation_is_never_purged_and_goes_on_all_the_same(filed: Filed) -> None:
     store = filed.store
     await store.create_invocation(new(), ROOMY, NOW)
-    waiting = await store.pause(pausing(), NOW)
+    waiting = await after_pause(store, pausing(), NOW)
 
     deleted = await store.purge(NOW + 40 * DAY_MS, 0.0)
 

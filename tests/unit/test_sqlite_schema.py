@@ -40,7 +40,14 @@ def refusal(path: Path, migrations: Migrations = MIGRATIONS) -> list[str]:
 def test_a_new_file_is_durable_private_and_has_the_newest_schema(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     with closing(open_database(str(path), busy_timeout_s=5.0)) as db:
-        names = ("journal_mode", "synchronous", "foreign_keys", "user_version", "application_id")
+        names = (
+            "journal_mode",
+            "synchronous",
+            "foreign_keys",
+            "temp_store",
+            "user_version",
+            "application_id",
+        )
         found = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
         wal_mode = (tmp_path / "store.sqlite-wal").stat().st_mode
 
@@ -48,6 +55,7 @@ def test_a_new_file_is_durable_private_and_has_the_newest_schema(tmp_path: Path)
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
+        "temp_store": 2,  # MEMORY
         "user_version": len(MIGRATIONS),
         "application_id": APPLICATION_ID,
     }
@@ -81,8 +89,10 @@ async def test_what_schema_2_has_written_is_read_and_goes_on(tmp_path: Path) -> 
 
     async with SqliteStore.open(path) as store:
         ended = await store.load_invocation("inv_1")
+        held = await store.account("user-1", NOW)
         early = await store.claim_expired("owner-1", NOW + 59_999, limit=2, running=[])
         orphans = await store.claim_expired("owner-1", NOW + 60_000, limit=2, running=[])
+        settled = await store.account("user-1", NOW + 60_000)
 
     assert ended is not None
     assert ended.attempts == (
@@ -90,6 +100,7 @@ async def test_what_schema_2_has_written_is_read_and_goes_on(tmp_path: Path) -> 
         Attempt(2, NOW, EventId(2, 3), AttemptEnd.FINISHED),
     )
     assert (ended.cancel_requested_at_ms, ended.paused_at_ms, ended.resumes_at_ms) == (None, None, None)
+    assert (held.reserved_tokens, settled.reserved_tokens) == (50, 0)
     assert early == []
     assert [claim.invocation.attempts for claim in orphans] == [
         (Attempt(1, NOW, EventId(1, 1), AttemptEnd.LOST), Attempt(2, NOW + 60_000))
@@ -109,6 +120,11 @@ def write_as_schema_2(path: Path) -> None:
             (NOW, FAILED),
         )
         db.execute("INSERT INTO inputs VALUES ('inv_1', x'7b7d'), ('inv_2', x'7b7d')")
+        db.execute(
+            "INSERT INTO reservations (invocation_id, attempt, turn, sub, tokens, expires_at_ms)"
+            " VALUES ('inv_2', 1, 1, 'user-1', 50, ?)",
+            (NOW + 90_000,),
+        )
         db.execute("INSERT INTO attempts VALUES ('inv_1', 1, 1), ('inv_1', 2, 3), ('inv_2', 1, NULL)")
 
 

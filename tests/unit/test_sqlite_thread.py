@@ -137,6 +137,34 @@ async def test_calls_that_wait_together_share_one_commit(traced: Traced) -> None
         assert (traced.count("BEGIN IMMEDIATE"), traced.count("COMMIT")) == (1, 2)  # the gate's, then theirs
 
 
+async def test_calls_of_one_iteration_of_the_loop_share_one_commit(traced: Traced) -> None:
+    async with started(traced.connect) as thread:
+        traced.statements.clear()
+
+        await asyncio.gather(*(thread.write(insert, n) for n in range(50)))
+
+        assert (traced.count("BEGIN IMMEDIATE"), traced.count("COMMIT")) == (1, 1)
+
+
+async def test_a_refusal_that_changed_nothing_costs_the_others_nothing(traced: Traced) -> None:
+    def refuse_at_once(_: sqlite3.Connection) -> None:
+        raise QuotaExceeded("no room")
+
+    async with started(traced.connect) as thread:
+        traced.statements.clear()
+
+        calls = thread.write(insert, 1), thread.write(refuse_at_once), thread.write(insert, 2)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [type(outcome) for outcome in outcomes] == [int, QuotaExceeded, int]
+        assert [statement.split()[0] for statement in traced.statements] == [
+            "BEGIN",
+            "INSERT",
+            "INSERT",
+            "COMMIT",
+        ]
+
+
 async def test_the_loop_goes_on_while_the_thread_waits_for_the_disk(traced: Traced) -> None:
     async with started(traced.connect) as thread:
         gate = await Gate.closed(thread)

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import StoreUnavailable
 from service.stores import ORPHAN_AGE_S
-from service.takeover import CLAIMS_AT_ONCE, LONGEST_LOOK_S
+from service.takeover import CLAIMS_AT_ONCE, LONGEST_LOOK_S, ORPHANS_EVERY_S
 from service.tools import ToolCall, tool
 from tests.clock import ManualClock
 from tests.fakes import Step, answer, start, stop, text, tool_call
@@ -254,7 +254,7 @@ async def test_an_invocation_whose_admission_was_never_answered_is_run(clock: Ma
         served.store.only, served.store.deaf = {"create_invocation"}, True
         refused = await served.submit()
         served.store.deaf = False
-        await clock.advance(ORPHAN_AGE_S + LONGEST_LOOK_S)
+        await clock.advance(ORPHAN_AGE_S + ORPHANS_EVERY_S + LONGEST_LOOK_S)
         (record,) = (await served.get(INVOCATIONS)).json()["invocations"]
         usage = (await served.get("/usage")).json()
 
@@ -270,7 +270,7 @@ async def test_an_invocation_whose_attempt_could_not_be_finished_is_run_again(cl
         location = (await served.submit(prefer="respond-async")).headers["location"]
         await clock.advance(1)
         served.store.broken = None
-        await clock.advance(ORPHAN_AGE_S + LONGEST_LOOK_S)
+        await clock.advance(ORPHAN_AGE_S + ORPHANS_EVERY_S + LONGEST_LOOK_S)
         got = await served.get(f"{location}/events")
 
     kinds = kinds_of(got.body)
