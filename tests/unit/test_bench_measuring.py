@@ -8,14 +8,17 @@ import pytest
 from bench import __main__ as command
 from bench import measuring, results
 from bench.measuring import QUICK, Bed, Figures, Group, Scenario, measure
-from bench.processes import SubjectFailed
+from bench.processes import Processes, SubjectFailed
 from bench.report import Row
-from bench.subjects import SubjectMissing, Upstream
+from bench.subjects import Running, SubjectMissing, Upstream
 
 
 def scenario(name: str, figures: Callable[[Bed], Figures], **more: object) -> Scenario:
     given: dict[str, object] = {"subjects": {}, "columns": (), "plans": lambda _name, _effort: []}
     return Scenario(name=name, figures=figures, alone=("direct",), **{**given, **more})  # type: ignore[arg-type]
+
+
+warm_up = Bed.warm_up  # `without_processes` replaces it
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +111,15 @@ def test_a_run_that_is_stopped_has_kept_its_rounds(
 
     assert load(kept)["token"].by_name["headrace"].median("first_us") == 40.0
     assert capsys.readouterr().out == ""
+
+
+def test_each_caller_has_asked_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Bed, "load", lambda _bed, _plan, *, times, **_more: asked.append(times))
+    callers = [f"Authorization: Bearer {number}\r\n" for number in range(64)]
+
+    for headers in (callers, [""]):
+        running = Running(1, 1, lambda _plan: "/", headers=headers)
+        warm_up(Bed(Processes(), Upstream(1, 1), running, "headrace", QUICK))
+
+    assert asked == [64, 20]
