@@ -76,7 +76,7 @@ class Edge:
             finally:
                 answer.close(line)
         except Exception:  # what was answered is logged: the server would log it once more, text and all
-            if "code" not in line:
+            if "code" not in line or not line["status"]:
                 logger.exception("response broke off", extra={"request_id": line["request_id"]})
         finally:
             line["duration_ms"] = round((time.perf_counter() - began_at) * 1000)

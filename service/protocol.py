@@ -11,12 +11,19 @@ import sys
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api_stream import ABORT, WRITE
+
+HEAD_LIMIT_BYTES: Final = 64 * 1024
+"""Of what comes without a whole head or a part of a body. API Gateway takes 10,240 bytes of headers:
+https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html"""
+HEAD_TIMEOUT_S: Final = 30.0
+PIPELINE_LIMIT: Final = 8
+"""How many requests may wait for the answer to an earlier one on their connection; who sends more is cut."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -26,15 +33,20 @@ class Protocol(HttpToolsProtocol):
     hour before it said so: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, Linux only).
     With it, a heartbeat that is not acknowledged for as long as a stuck peer has ends the connection.
 
-    Every response that is not complete is told when its peer leaves. uvicorn tells only the one to the newest
+    The response that is being written is told when its peer leaves. uvicorn tells the one to the newest
     request: not the one that is being streamed, if its peer has sent another request behind it.
+
+    A head is bounded in bytes and time, and so is what waits behind a request: uvicorn's parser takes any,
+    and nobody has been authenticated yet.
     """
 
     unacknowledged_ms = 30_000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._earlier: tuple[RequestResponseCycle, ...] = ()  # not complete yet when the newest one came
+        self._running: RequestResponseCycle | None = None
+        self._unread_bytes = 0  # since the last whole head, part of a body or end of one
+        self._head_timer: asyncio.TimerHandle | None = None
         self.pipeline = cast("deque[Any]", _Pipeline())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,26 +57,75 @@ class Protocol(HttpToolsProtocol):
                 transport.get_extra_info("socket").setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.unacknowledged_ms
                 )
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._unread_bytes > HEAD_LIMIT_BYTES:
+            self.transport.abort()
+        elif self._unread_bytes:
+            self._await_head()
+        elif self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        if not self._is_answering:  # else its connection is open anyway
+            self.transport.abort()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINE_LIMIT:
+            self.transport.abort()
+            raise _TooManyRequests  # the parser takes no more of what was read
         super().on_message_begin()
         self.scope["extensions"] = cast("dict[str, Any]", {ABORT: self.transport.abort})
 
     def on_headers_complete(self) -> None:
-        before = cast("RequestResponseCycle | None", self.cycle)
-        if before is not None and not before.response_complete:
-            self._earlier = (*(each for each in self._earlier if not each.response_complete), before)
-        super().on_headers_complete()  # which starts a task: nothing of the app has run yet
+        self._unread_bytes = 0
+        super().on_headers_complete()  # which may start a task: nothing of the app has run yet
         self.cycle.message_event = cast("asyncio.Event", _Event())
         extensions: Any = self.scope["extensions"]
         extensions[WRITE] = partial(_write, self.cycle)
 
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._is_answering or self.transport.is_closing():
+            self.transport.abort()  # never into the middle of an answer
+        else:
+            super().send_400_response(msg)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        for cycle in self._earlier:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+
+class _TooManyRequests(Exception):
+    """A peer has sent more requests than it may without waiting for answers."""
 
 
 def _write(cycle: RequestResponseCycle, body: bytes) -> bool:

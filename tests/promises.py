@@ -61,6 +61,10 @@ STREAMS: Final = {
     "hang-up-hurts-nobody": Promise(
         "A reader that hangs up changes nothing for the other readers.", _ARCHITECTURE
     ),
+    "unread-bytes-bounded": Promise(
+        "Before authentication a head is bounded in bytes and time, and so are requests that wait in line.",
+        _API,
+    ),
     "two-encodings-one-log": Promise("SSE and NDJSON carry the same events with the same ids.", _API),
     "any-client-parses": Promise(
         "Heartbeats and frames are read by standard SSE parsers without empty or broken events.", _API

@@ -211,6 +211,8 @@ def _text(value: Any) -> str:
 
 
 def _is_object(pieces: Sequence[str]) -> bool:
+    if not pieces or not pieces[-1].rstrip().endswith("}"):
+        return False  # parsed at every piece, a long input would cost its square
     try:
         return isinstance(orjson.loads("".join(pieces)), dict)
     except orjson.JSONDecodeError:

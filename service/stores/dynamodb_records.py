@@ -80,6 +80,10 @@ class Known:
         del self._records[invocation_id]
         return record
 
+    def forget(self, invocation_id: str) -> None:
+        """Forget what an attempt has left that does not run any more."""
+        self._records.pop(invocation_id, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:

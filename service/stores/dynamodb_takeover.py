@@ -142,6 +142,7 @@ async def _take_over(tables: Tables, record: Record, owner: str, now_ms: int) ->
     begin_next(tables, change, record, closed(shown.attempts, AttemptEnd.LOST, last), owner, now_ms)
     body = await load_input(tables, record)
     await change.commit()
+    tables.known.forget(invocation_id)
     return Claim(await reread(tables, invocation_id), body, all_turns)
 
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from service import __main__ as process
 from service.app import Drain
 from service.config import Settings
+from service.protocol import HEAD_LIMIT_BYTES, HEAD_TIMEOUT_S, PIPELINE_LIMIT
 from tests.clock import ManualClock
 from tests.listening import Server, answers_ok
 
@@ -149,6 +150,89 @@ async def test_a_peer_that_leaves_is_told_to_the_response_before_the_request_tha
         writer.close()
 
     assert seen == [("/first", False)]
+
+
+# -- peers that send what nobody should have to keep
+
+
+async def opened(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
+
+
+async def left_by(reader: asyncio.StreamReader) -> bytes:
+    """Return what still comes before the connection is dropped."""
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+@pytest.mark.promise("unread-bytes-bounded")
+async def test_a_head_that_gets_too_long_is_dropped(clock: ManualClock) -> None:
+    async with Server.listening(clock, Drain()) as server:
+        reader, writer = await opened(server)
+        writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * (HEAD_LIMIT_BYTES + 1))
+        answer = await left_by(reader)
+        writer.close()
+
+    assert answer == b""
+
+
+@pytest.mark.promise("unread-bytes-bounded")
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\n"])
+async def test_a_head_that_does_not_come_in_time_is_dropped(begun: bytes, clock: ManualClock) -> None:
+    async with Server.listening(clock, Drain()) as server:
+        reader, writer = await opened(server)
+        writer.write(begun)
+        while not server.server_state.connections:
+            await clock.advance(0)
+        await clock.advance(HEAD_TIMEOUT_S)
+        answer = await left_by(reader)
+        writer.close()
+
+    assert answer == b""
+
+
+async def streams(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer until the peer has gone."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@pytest.mark.promise("unread-bytes-bounded")
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * (PIPELINE_LIMIT + 1), b"no request\r\n\r\n"]
+)
+async def test_what_may_not_come_during_an_answer_cuts_it_and_is_not_answered(
+    sent: bytes, clock: ManualClock
+) -> None:
+    async with Server.listening(clock, Drain(), app=streams) as server:
+        reader, writer = await opened(server)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"begun\r\n")
+        writer.write(sent)
+        rest = await left_by(reader)
+        writer.close()
+
+    assert rest == b""
+
+
+async def test_a_line_end_too_many_behind_a_request_does_not_cut_its_answer(clock: ManualClock) -> None:
+    async with Server.listening(clock, Drain(), app=streams) as server:
+        reader, writer = await opened(server)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"begun\r\n")
+        writer.write(b"\r\n")
+        (protocol,) = server.server_state.connections
+        while not protocol._unread_bytes:  # type: ignore[union-attr]
+            await clock.advance(0)
+        await clock.advance(HEAD_TIMEOUT_S)
+        still = not protocol.transport.is_closing()
+        writer.close()
+
+    assert still
 
 
 # -- peers that die without a word
