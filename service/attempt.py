@@ -30,7 +30,7 @@ from service.invocations import Invocation, State, Usage, timestamp
 from service.ledger import AttemptLedger, persist
 from service.log import AttemptLog
 from service.models import Deliver
-from service.runtimes import InvocationInput, Runtime
+from service.runtimes import Call, InvocationInput, Runtime
 from service.stores import Ending, HandOver, Pause, Store
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class RunningAttempt:
         self._entered = False
         self._ending = False
         self._has_begun = False
+        self._call: Call | None = None
         self._awaited: asyncio.Future[None] | None = None
         pen.on_first_frame(self._on_first_frame)
 
@@ -143,7 +144,9 @@ class RunningAttempt:
         if (self._ending or self.stop is not None) and not (fenced and self.stop is not Stop.FENCED):
             return
         self.stop = reason
-        if self._entered:  # a task that is cancelled before its first step never takes one
+        if not self._entered:  # a task that is cancelled before its first step never takes one
+            return
+        if self._call is None or not self._call.reads_on(self.task, self.usage_grace_s()):
             self.task.cancel()
 
     def cancel(self, reason: str) -> None:
@@ -183,6 +186,9 @@ class RunningAttempt:
         if phase == "model" and turn == self._held_turn:
             self._held_turn = None  # from here on the runtime settles it
         await self._held()
+
+    def begin_call(self, call: Call) -> None:
+        self._call = call
 
     def may_act(self) -> bool:
         return self._is_held()

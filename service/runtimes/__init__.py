@@ -5,6 +5,7 @@ implement it. A runtime gets the job as a value (`InvocationInput`) and its `Eff
 may do to its invocation; it knows neither the store nor the log nor HTTP.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,14 @@ class InvocationInput:
         )
 
 
+class Call(Protocol):
+    """A model call that is being made."""
+
+    def reads_on(self, task: asyncio.Task[None], grace_s: float) -> bool:
+        """Let it go on for at most `grace_s`, and cancel its task then; False: cancel it now."""
+        ...
+
+
 class Effects(Protocol):
     """What a runtime may do while it runs; made by `runner` for one attempt."""
 
@@ -111,6 +120,10 @@ class Effects(Protocol):
 
         Waits until this process may act for the invocation.
         """
+        ...
+
+    def begin_call(self, call: Call) -> None:
+        """Say which model call this attempt makes now: cancelled, it is read on for its usage."""
         ...
 
     def may_act(self) -> bool:
@@ -193,4 +206,4 @@ class Runtime(Protocol):
         ...
 
 
-__all__ = ["Deliver", "Effects", "Frame", "InvocationInput", "Outcome", "Runtime"]
+__all__ = ["Call", "Deliver", "Effects", "Frame", "InvocationInput", "Outcome", "Runtime"]

@@ -21,7 +21,7 @@ from service.events import encode
 from service.models import CALL_METADATA, Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
 from service.runtimes.heard import Heard, ToolUse, tool_uses_in
-from service.runtimes.metered import call_model, hold_tokens
+from service.runtimes.metered import ModelCall, hold_tokens
 from service.tools import ToolCall, ToolResult, Tools
 
 Message = Mapping[str, Any]
@@ -119,15 +119,16 @@ class ConverseRuntime:
     def _call_model(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
     ) -> Coroutine[Any, Any, Heard]:
-        return call_model(
+        call = ModelCall(
             self._model,
             self._request(messages, given, f"{given.invocation_id}:{effects.attempt}:{turn}"),
             turn,
             effects,
             deliver=effects.deliver,
-            is_held=turn == 1 and effects.attempt == 1,  # by admission
             keep=bool(self._tools),
         )
+        effects.begin_call(call)
+        return call.made(is_held=turn == 1 and effects.attempt == 1)  # by admission
 
     async def _run_tools(
         self,

@@ -10,7 +10,7 @@ from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamFailed, Upstr
 from service.events import event_type, event_value
 from service.invocations import Usage
 from service.models import Frame
-from service.runtimes import InvocationInput, Outcome
+from service.runtimes import Call, InvocationInput, Outcome
 from service.runtimes.converse import ConverseRuntime
 from service.tools import ToolCall, Tools, tool
 from tests.clock import ManualClock
@@ -38,6 +38,15 @@ class Recorder:
     attempt: int = 1
     grace_s: float = 0.0
     acts: bool = True
+    call: Call | None = None
+
+    def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel as an attempt is."""
+        if self.call is None or not self.call.reads_on(task, self.grace_s):
+            task.cancel()
+
+    def begin_call(self, call: Call) -> None:
+        self.call = call
 
     def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
         self.frames.extend(frames)
@@ -317,7 +326,7 @@ async def test_a_cancelled_call_is_read_on_for_its_usage(
     await clock.advance(0)
     asyncio.get_running_loop().call_later(0.5, gate.set)
 
-    task.cancel()
+    recorder.cancel(task)
     await clock.advance(1)
 
     assert task.cancelled()
@@ -331,7 +340,7 @@ async def test_a_refusal_that_comes_after_the_cancellation_costs_nothing(clock: 
     task = asyncio.ensure_future(ConverseRuntime(CONFIG, model, NO_TOOLS).run(GIVEN, recorder))
     await clock.advance(0)
 
-    task.cancel()
+    recorder.cancel(task)
     gate.set()
     await clock.advance(0)
 

@@ -107,7 +107,7 @@ async def test_a_call_that_was_only_refused_costs_nothing_when_it_is_cancelled_a
     await clock.advance(after_s)
     sent = model.sent
 
-    task.cancel()
+    recorder.cancel(task)
     await clock.advance(60)
 
     assert task.cancelled()
