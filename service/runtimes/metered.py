@@ -13,15 +13,9 @@ from dataclasses import replace
 
 from service.errors import BudgetExceeded, QuotaExceeded, UpstreamError
 from service.invocations import Usage
-from service.ledger import input_bound_tokens, options_bound_tokens
-from service.models import Deliver, Model, ModelRequest
+from service.models import Model, ModelRequest
 from service.runtimes import Effects
 from service.runtimes.heard import Heard
-
-
-def hold_tokens(request: ModelRequest) -> int:
-    """Return the most that a call can use: a bound of its input, and all that it may generate."""
-    return _input_bound(request) + request.max_tokens
 
 
 class ModelCall:
@@ -31,32 +25,20 @@ class ModelCall:
 
     Args:
         turn: Unique in its attempt.
-        keep: Whether the next turn may need what it said.
+        heard: What it says goes there.
     """
 
-    __slots__ = ("_effects", "_heard", "_is_over", "_is_sent", "_model", "_request", "_timer", "_turn")
+    __slots__ = ("_effects", "_heard", "_is_over", "_is_sent", "_timer", "_turn")
 
-    def __init__(
-        self,
-        model: Model,
-        request: ModelRequest,
-        turn: int,
-        effects: Effects,
-        *,
-        deliver: Deliver,
-        keep: bool = False,
-    ) -> None:
-        self._model = model
-        self._request = request
+    def __init__(self, turn: int, effects: Effects, heard: Heard) -> None:
         self._turn = turn
         self._effects = effects
-        bound = _input_bound(request)
-        self._heard = Heard(deliver, input_bound=bound, max_output=request.max_tokens, keep=keep)
+        self._heard = heard
         self._is_sent = False  # the try that is made may have reached its model, and was not refused
         self._is_over = False  # it was cut short: no further try is made
         self._timer: asyncio.TimerHandle | None = None
 
-    async def made(self, *, is_held: bool) -> Heard:
+    async def made(self, model: Model, request: ModelRequest, *, is_held: bool) -> Heard:
         """Make the call and return what it said; its settlement is then the caller's.
 
         Args:
@@ -68,9 +50,10 @@ class ModelCall:
             CancelledError: It was cut short, however far it was read on.
         """
         if not is_held:
-            await _reserve(self._turn, hold_tokens(self._request), self._effects)
+            await _reserve(self._turn, self._heard.most_tokens, self._effects)
+        request = self._guarded(request)  # the other one is not kept as long as the stream
         try:
-            await self._model.converse(self._guarded(), self._heard)
+            await model.converse(request, self._heard)
         except BaseException as error:
             self._effects.settle_at_end(self._turn, self._used(error) if self._is_sent else Usage())
             if self._is_over and isinstance(error, Exception):
@@ -107,9 +90,9 @@ class ModelCall:
 
     # -- what the upstream asks and tells
 
-    def _guarded(self) -> ModelRequest:
+    def _guarded(self, request: ModelRequest) -> ModelRequest:
         return replace(
-            self._request,
+            request,
             before_try=self._before_try,
             may_send=self._may_send,
             ask=self._ask,
@@ -140,11 +123,6 @@ class ModelCall:
         except (QuotaExceeded, BudgetExceeded):  # no room for another call: this one fails as it did
             self._is_sent = True
             raise failure from None
-
-
-def _input_bound(request: ModelRequest) -> int:
-    bound = input_bound_tokens(request.system, request.messages, request.tools)
-    return bound + options_bound_tokens(request.options)
 
 
 async def _reserve(turn: int, tokens: int, effects: Effects) -> None:

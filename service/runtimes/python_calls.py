@@ -15,15 +15,17 @@ own is made. Nothing here stores a turn: a later attempt of an agent begins anew
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from service.config import RuntimeConfig
 from service.errors import Fenced, HeadraceError, InternalError, TurnsExhausted
 from service.invocations import Usage
+from service.ledger import fixed_bound_tokens, messages_bound_tokens
 from service.models import CALL_METADATA, Model, ModelRequest
 from service.runtimes import Effects, InvocationInput
-from service.runtimes.metered import ModelCall, hold_tokens
+from service.runtimes.heard import Heard
+from service.runtimes.metered import ModelCall
 from service.runtimes.python_bridge import CallStream
 
 logger = logging.getLogger(__name__)
@@ -183,18 +185,15 @@ class ModelCalls:
 
     async def _settled(self, asked: Asked, stream: CallStream, making: _Making) -> HeadraceError | None:
         """Hold, call and settle; returns what the agent is told of it, None if all went well."""
-        request = self._request(asked)
-        turn, is_held = await self._turn(hold_tokens(request))
+        bound = fixed_bound_tokens(asked.system, asked.tools, self._config.options)
+        bound += messages_bound_tokens(asked.messages)
+        heard = Heard(stream.deliver, input_bound=bound, max_output=asked.max_tokens)
+        turn, is_held = await self._turn(heard.most_tokens)
         failure: HeadraceError | None = None
         try:
-            making.call = ModelCall(
-                self._upstreams[asked.model.partition("/")[0]],
-                replace(request, request_metadata=self._metadata(turn)),
-                turn,
-                self._effects,
-                deliver=stream.deliver,
-            )
-            heard = await making.call.made(is_held=is_held)
+            making.call = ModelCall(turn, self._effects, heard)
+            model = self._upstreams[asked.model.partition("/")[0]]
+            await making.call.made(model, self._request(asked, turn), is_held=is_held)
             self._effects.settle_at_end(turn, heard.usage)
         except HeadraceError as error:
             failure = error
@@ -216,13 +215,14 @@ class ModelCalls:
             await self._effects.settle_noted(1)
         return turn, False
 
-    def _request(self, asked: Asked) -> ModelRequest:
+    def _request(self, asked: Asked, turn: int) -> ModelRequest:
         return ModelRequest(
             model_id=asked.model.partition("/")[2],
             messages=asked.messages,
             max_tokens=asked.max_tokens,
             system=asked.system,
             tools=asked.tools,
+            request_metadata=self._metadata(turn),
             options=self._config.options,
         )
 
