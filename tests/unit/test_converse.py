@@ -334,6 +334,28 @@ async def test_a_cancelled_call_is_read_on_for_its_usage(
     assert recorder.did[-1][2] == usage or (usage is None and recorder.did[-1][2].estimated)
 
 
+@pytest.mark.promise("cancel-reaches-everything")
+async def test_what_follows_a_call_that_was_read_on_in_time_is_not_cancelled(clock: ManualClock) -> None:
+    gate, recorder = asyncio.Event(), Recorder(grace_s=1)
+    runtime = ConverseRuntime(CONFIG, ScriptedModel([start(), text("Half"), gate, stop()]), NO_TOOLS)
+
+    async def attempt() -> str:
+        with pytest.raises(asyncio.CancelledError):
+            await runtime.run(GIVEN, recorder)
+        await asyncio.sleep(10)  # as it takes a store that is slow
+        return "ended"
+
+    task = asyncio.ensure_future(attempt())
+    await clock.advance(0)
+    recorder.cancel(task)
+    await clock.advance(0.5)
+    gate.set()
+    await clock.advance(20)
+
+    assert task.result() == "ended"
+    assert recorder.did[-1] == ("settle_at_end", 1, Usage(10, 5))
+
+
 async def test_a_refusal_that_comes_after_the_cancellation_costs_nothing(clock: ManualClock) -> None:
     gate, recorder = asyncio.Event(), Recorder(grace_s=1)
     model = ScriptedModel([gate, UpstreamThrottled()])
