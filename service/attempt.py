@@ -135,6 +135,7 @@ class RunningAttempt:
                 await self._awaited
             finally:
                 timer.cancel()
+                self._awaited = None
         if self._has_begun and self.refusal is not None:
             raise self.refusal
 
