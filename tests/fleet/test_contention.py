@@ -167,8 +167,5 @@ async def test_parallel_model_calls_of_one_invocation_never_get_in_each_others_w
         await asyncio.gather(*(store.reserve(hold(1, turn, 10), ROOMY, NOW) for turn in turns))
         await asyncio.gather(*(store.settle(settlement(1, turn, used(10)), NOW) for turn in turns))
 
-        assert Counter(faults.operations) == {
-            "GetItem": 2 * len(turns),
-            "TransactWriteItems": 2 * len(turns),
-        }
+        assert faults.operations.count("TransactWriteItems") == 2 * len(turns)
         assert (await store.account("user-1", NOW)).reserved_tokens == 100
