@@ -248,6 +248,7 @@ class RunningAttempt:
             if self.stop is not Stop.FENCED:
                 raise
         finally:
+            self._call = None  # which refers to us: nothing is left to the garbage collector
             if not self.log.ended:
                 self.log.move()
         logger.warning("attempt fenced", extra={"invocation_id": self.invocation.invocation_id})
