@@ -5,7 +5,7 @@
                  ├─ drain ─────────────────────────────────> hand over  the next attempt goes on at once
                  └─ fenced ────────────────────────────────> nothing    the next attempt has begun already
 
-`runner` makes it and runs it as a task that no request owns. It gives its runtime the `Effects`. Nothing that
+`runner` makes it and runs it as a task that no request owns. To its runtime it is the `Effects`. Nothing that
 decides about the invocation is shown before the store has it.
 """
 
@@ -29,7 +29,8 @@ from service.events import Block, encode
 from service.invocations import Invocation, State, Usage, timestamp
 from service.ledger import AttemptLedger, persist
 from service.log import AttemptLog
-from service.runtimes import Effects, InvocationInput, Runtime
+from service.models import Deliver
+from service.runtimes import Call, InvocationInput, Runtime
 from service.stores import Ending, HandOver, Pause, Store
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class RunningAttempt:
         self._entered = False
         self._ending = False
         self._has_begun = False
+        self._call: Call | None = None
         self._awaited: asyncio.Future[None] | None = None
         pen.on_first_frame(self._on_first_frame)
 
@@ -133,6 +135,7 @@ class RunningAttempt:
                 await self._awaited
             finally:
                 timer.cancel()
+                self._awaited = None
         if self._has_begun and self.refusal is not None:
             raise self.refusal
 
@@ -142,7 +145,9 @@ class RunningAttempt:
         if (self._ending or self.stop is not None) and not (fenced and self.stop is not Stop.FENCED):
             return
         self.stop = reason
-        if self._entered:  # a task that is cancelled before its first step never takes one
+        if not self._entered:  # a task that is cancelled before its first step never takes one
+            return
+        if self._call is None or not self._call.reads_on(self.task, self.usage_grace_s()):
             self.task.cancel()
 
     def cancel(self, reason: str) -> None:
@@ -164,51 +169,64 @@ class RunningAttempt:
         self.first_frame_at = asyncio.get_running_loop().time()
         self.mark_begun()
 
-    # -- from inside
+    # -- from inside: the `Effects` of its runtime
 
-    def _effects(self) -> Effects:
-        return Effects(
-            attempt=self.invocation.attempt,
-            emit=self._emit,
-            deliver=self.pen.deliver,
-            enter=self._enter,
-            may_act=self._is_held,
-            reserve=self.ledger.reserve,
-            settle=self.ledger.settle,
-            settle_at_end=self._settle_at_end,
-            settle_noted=self.ledger.settle_noted,
-            ask=self.ledger.ask,
-            give_up=self.ledger.give_up,
-            complete=self._complete,
-            usage_grace_s=lambda: self._usage_grace_s if self.stop is Stop.CANCELLED else 0.0,
-            show=self._show_phase,
-            remaining_s=self._remaining_s,
-        )
+    @property
+    def attempt(self) -> int:
+        return self.invocation.attempt
 
-    def _emit(self, events: Sequence[bytes]) -> None:
+    @property
+    def deliver(self) -> Deliver:
+        return self.pen.deliver
+
+    def emit(self, events: Sequence[bytes]) -> None:
         self.pen.append(events)
 
-    async def _enter(self, phase: str, turn: int) -> None:
+    async def enter(self, phase: str, turn: int) -> None:
         self.log.phase, self.log.turn = phase, turn
         if phase == "model" and turn == self._held_turn:
             self._held_turn = None  # from here on the runtime settles it
         await self._held()
 
-    def _settle_at_end(self, turn: int, usage: Usage) -> None:
+    def begin_call(self, call: Call) -> None:
+        self._call = call
+
+    def may_act(self) -> bool:
+        return self._is_held()
+
+    def reserve(self, turn: int, tokens: int) -> Awaitable[None]:
+        return self.ledger.reserve(turn, tokens)
+
+    def settle(self, turn: int, usage: Usage, messages: Sequence[Any]) -> Awaitable[None]:
+        return self.ledger.settle(turn, usage, messages)
+
+    def settle_at_end(self, turn: int, usage: Usage) -> None:
         if turn == self._held_turn:
             self._held_turn = None
         self.ledger.settle_at_end(turn, usage)
 
-    def _show_phase(self, phase: str) -> None:
-        self.log.phase = phase
+    def settle_noted(self, turn: int) -> Awaitable[None]:
+        return self.ledger.settle_noted(turn)
 
-    def _remaining_s(self) -> float:
-        return (self.invocation.deadline_at_ms - self._now_ms()) / 1000
+    def ask(self, turn: int, model: str) -> None:
+        self.ledger.ask(turn, model)
 
-    async def _complete(self, turn: int, messages: Sequence[Any]) -> None:
+    def give_up(self, turn: int, code: str, usage: Usage) -> Awaitable[None]:
+        return self.ledger.give_up(turn, code, usage)
+
+    async def complete(self, turn: int, messages: Sequence[Any]) -> None:
         await self.ledger.complete(turn, messages)
         if self.leave_between_turns:
             raise _HandedOver
+
+    def usage_grace_s(self) -> float:
+        return self._usage_grace_s if self.stop is Stop.CANCELLED else 0.0
+
+    def show(self, phase: str) -> None:
+        self.log.phase = phase
+
+    def remaining_s(self) -> float:
+        return (self.invocation.deadline_at_ms - self._now_ms()) / 1000
 
     # -- the run
 
@@ -230,6 +248,7 @@ class RunningAttempt:
             if self.stop is not Stop.FENCED:
                 raise
         finally:
+            self._call = None  # which refers to us: nothing is left to the garbage collector
             if not self.log.ended:
                 self.log.move()
         logger.warning("attempt fenced", extra={"invocation_id": self.invocation.invocation_id})
@@ -237,14 +256,14 @@ class RunningAttempt:
 
     async def _decide(self, runtime: Runtime | None) -> "_Decision | QuotaExceeded | Stop":
         """Run the runtime and decide the ending; `QuotaExceeded` says: pause."""
-        remaining_s, stop = self._remaining_s(), self.stop
+        remaining_s, stop = self.remaining_s(), self.stop
         if stop is not None:
             return self._stopped()
         if runtime is None or remaining_s <= 0:
             return self._failed(DeadlineExceeded(_DEADLINE))
         deadline = asyncio.get_running_loop().call_later(remaining_s, self._pass_deadline)
         try:
-            outcome = await runtime.run(self.given, self._effects())
+            outcome = await runtime.run(self.given, self)
         except _HandedOver:
             return Stop.HANDED_OVER
         except asyncio.CancelledError:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from service.config import Limits, ModelOptions
+from service.config import NO_OPTIONS, Limits, ModelOptions
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.events import Block
 from service.invocations import Invocation, Tried, Usage, all_tried
@@ -45,14 +45,26 @@ def input_bound_tokens(
     system: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> int:
     """Return an upper bound of the input tokens of one model call."""
-    bound = REQUEST_OVERHEAD_TOKENS + len(system.encode())
+    return fixed_bound_tokens(system, tools) + messages_bound_tokens(messages)
+
+
+def fixed_bound_tokens(
+    system: str, tools: Sequence[Mapping[str, Any]], options: ModelOptions = NO_OPTIONS
+) -> int:
+    """Return an upper bound of what is the same in the input of each model call of an agent."""
+    bound = REQUEST_OVERHEAD_TOKENS + len(system.encode()) + options_bound_tokens(options)
     if tools:
         bound += TOOLS_OVERHEAD_TOKENS + sum(
             len(json.dumps(spec, ensure_ascii=False).encode()) for spec in tools
         )
-    for message in messages:
-        bound += MESSAGE_OVERHEAD_TOKENS + sum(map(_block_bound_tokens, message["content"]))
     return bound
+
+
+def messages_bound_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return an upper bound of the tokens of a conversation."""
+    return sum(
+        MESSAGE_OVERHEAD_TOKENS + sum(map(_block_bound_tokens, message["content"])) for message in messages
+    )
 
 
 def _block_bound_tokens(block: Mapping[str, Any]) -> int:

@@ -109,9 +109,9 @@ class AttemptLog:
             self._let_go = asyncio.get_running_loop().create_future()
         return asyncio.shield(self._let_go)
 
-    async def take(self) -> Block | None:
+    def take(self) -> Awaitable[Block | None]:
         """Take what is not stored yet out of the group commit, to store it in a larger decision."""
-        return await self._commit.take(self._invocation_id, self._attempt)
+        return self._commit.take(self._invocation_id, self._attempt)
 
     def put_back(self, block: Block | None) -> None:
         """Give a taken block back to the group commit: whether the larger decision stored it is not known."""

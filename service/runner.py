@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from service.attempt import Ended, RunningAttempt, Stop
@@ -53,6 +54,8 @@ class Runner:
         self._lease = lease
         self._policies = policies
         self._now_ms = now_ms
+        # Bound here, once: each attempt keeps them for as long as it runs.
+        self._is_held, self._held, self._limits_of = lease.is_held, lease.held, policies.limits_of
         self._on_attempt_finished = on_attempt_finished
         self._running: dict[str, RunningAttempt] = {}
         self._admitting = 0
@@ -173,18 +176,18 @@ class Runner:
         held_turn: int | None,
         stop: Stop | HeadraceError | None = None,
     ) -> RunningAttempt:
-        loop, lease = asyncio.get_running_loop(), self._lease
+        loop = asyncio.get_running_loop()
         started_at = loop.time() - (self._now_ms() - invocation.created_at_ms) / 1000
         log = Log(head=invocation.rewind_to, started_at=started_at)
-        pen = AttemptLog(log, invocation.invocation_id, invocation.attempt, self.commit, lease.is_held)
+        pen = AttemptLog(log, invocation.invocation_id, invocation.attempt, self.commit, self._is_held)
         ledger = AttemptLedger(
             self._store,
             pen,
             invocation,
             model,
-            lambda: self._policies.limits_of(given.sub, given.groups),
+            partial(self._limits_of, given.sub, given.groups),
             now_ms=self._now_ms,
-            held=lease.held,
+            held=self._held,
         )
         running = RunningAttempt(
             invocation,
@@ -193,8 +196,8 @@ class Runner:
             ledger,
             store=self._store,
             now_ms=self._now_ms,
-            is_held=lease.is_held,
-            held=lease.held,
+            is_held=self._is_held,
+            held=self._held,
             usage_grace_s=self._config.usage_grace_s,
             held_turn=held_turn,
         )

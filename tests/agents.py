@@ -44,7 +44,7 @@ async def outcome_of(
     runtime: PythonRuntime, recorder: Recorder, given: InvocationInput = GIVEN
 ) -> Outcome | HeadraceError:
     try:
-        return await runtime.run(given, recorder.effects())
+        return await runtime.run(given, recorder)
     except HeadraceError as error:
         return error
 

@@ -58,6 +58,7 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()  # the longest unused first
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._told = (self._free, self._forget)  # bound once, not for each connection
 
     async def begin(
         self,
@@ -109,7 +110,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._buffer, self._silence_s, self._free, self._forget),
+                    lambda: Connection(self._buffer, self._silence_s, *self._told),
                     self._host,
                     self._port,
                     ssl=self._tls,

@@ -5,8 +5,9 @@ implement it. A runtime gets the job as a value (`InvocationInput`) and its `Eff
 may do to its invocation; it knows neither the store nor the log nor HTTP.
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -89,46 +90,92 @@ class InvocationInput:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What a runtime may do while it runs; made by `runner` for one attempt.
+class Call(Protocol):
+    """A model call that is being made."""
 
-    Attributes:
-        attempt: The number of the attempt.
-        emit: Append events of our own types, encoded by `events.encode`.
-        deliver: Append a batch of upstream frames; the `Deliver` of a model call.
-        enter: Say what begins now (phase, turn), before a model call or a tool; heartbeats show it. Waits
-            until this process may act for the invocation.
-        may_act: Tell whether it may act this moment, right before something leaves it: waits can be long.
-        reserve: Hold `tokens` for the model call of a turn. Raises QuotaExceeded, BudgetExceeded, Fenced.
-        settle: Replace the turn's hold by what was used, now, together with the events so far and what the
-            model said: a takeover goes on from there. Raises Fenced.
-        settle_at_end: The same for the last model call: it is committed with the invocation's ending.
-        settle_noted: Write what `settle_at_end` was told of a turn, if it was, now: before the ending.
-        ask: Say which model a turn's call asks now.
-        give_up: Say why that model is given up for the next one, and what it may have cost, which is charged
-            apart from the turn. Raises QuotaExceeded, BudgetExceeded: there is no room for it; Fenced.
-        complete: Store what a turn added to the conversation; a takeover goes on after it. Raises Fenced.
-        usage_grace_s: How long a model call that is cancelled now is read on for its usage.
-        show: Say what goes on, in the same place of heartbeats as `enter`'s phase; waits for nothing.
-        remaining_s: The seconds to the deadline; may be asked in any thread.
-    """
+    def reads_on(self, task: asyncio.Task[None], grace_s: float) -> bool:
+        """Let it go on for at most `grace_s`, and cancel its task then; False: cancel it now."""
+        ...
 
-    attempt: int
-    emit: Callable[[Sequence[bytes]], None]
-    deliver: Deliver
-    enter: Callable[[str, int], Awaitable[None]]
-    may_act: Callable[[], bool]
-    reserve: Callable[[int, int], Awaitable[None]]
-    settle: Callable[[int, Usage, Sequence[Mapping[str, Any]]], Awaitable[None]]
-    settle_at_end: Callable[[int, Usage], None]
-    settle_noted: Callable[[int], Awaitable[None]]
-    ask: Callable[[int, str], None]
-    give_up: Callable[[int, str, Usage], Awaitable[None]]
-    complete: Callable[[int, Sequence[Mapping[str, Any]]], Awaitable[None]]
-    usage_grace_s: Callable[[], float]
-    show: Callable[[str], None]
-    remaining_s: Callable[[], float]
+
+class Effects(Protocol):
+    """What a runtime may do while it runs; made by `runner` for one attempt."""
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt."""
+        ...
+
+    @property
+    def deliver(self) -> Deliver:
+        """Append a batch of upstream frames; the `Deliver` of a model call."""
+        ...
+
+    def emit(self, events: Sequence[bytes]) -> None:
+        """Append events of our own types, encoded by `events.encode`."""
+        ...
+
+    def enter(self, phase: str, turn: int) -> Awaitable[None]:
+        """Say what begins now, before a model call or a tool; heartbeats show it.
+
+        Waits until this process may act for the invocation.
+        """
+        ...
+
+    def begin_call(self, call: Call) -> None:
+        """Say which model call this attempt makes now: cancelled, it is read on for its usage."""
+        ...
+
+    def may_act(self) -> bool:
+        """Tell whether it may act this moment, right before something leaves it: waits can be long."""
+        ...
+
+    def reserve(self, turn: int, tokens: int) -> Awaitable[None]:
+        """Hold `tokens` for the model call of a turn. Raises QuotaExceeded, BudgetExceeded, Fenced."""
+        ...
+
+    def settle(self, turn: int, usage: Usage, messages: Sequence[Mapping[str, Any]]) -> Awaitable[None]:
+        """Replace the turn's hold by what was used, now, with the events so far and what the model said.
+
+        A takeover goes on from there. Raises Fenced.
+        """
+        ...
+
+    def settle_at_end(self, turn: int, usage: Usage) -> None:
+        """Do the same for the last model call: it is committed with the invocation's ending."""
+        ...
+
+    def settle_noted(self, turn: int) -> Awaitable[None]:
+        """Write what `settle_at_end` was told of a turn, if it was, now: before the ending."""
+        ...
+
+    def ask(self, turn: int, model: str) -> None:
+        """Say which model a turn's call asks now."""
+        ...
+
+    def give_up(self, turn: int, code: str, usage: Usage) -> Awaitable[None]:
+        """Say why that model is given up for the next one, and what it may have cost.
+
+        That is charged apart from the turn. Raises QuotaExceeded, BudgetExceeded: there is no room for it;
+        Fenced.
+        """
+        ...
+
+    def complete(self, turn: int, messages: Sequence[Mapping[str, Any]]) -> Awaitable[None]:
+        """Store what a turn added to the conversation; a takeover goes on after it. Raises Fenced."""
+        ...
+
+    def usage_grace_s(self) -> float:
+        """Return how long a model call that is cancelled now is read on for its usage."""
+        ...
+
+    def show(self, phase: str) -> None:
+        """Say what goes on, in the same place of heartbeats as `enter`'s phase; waits for nothing."""
+        ...
+
+    def remaining_s(self) -> float:
+        """Return the seconds to the deadline; may be asked in any thread."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +206,4 @@ class Runtime(Protocol):
         ...
 
 
-__all__ = ["Deliver", "Effects", "Frame", "InvocationInput", "Outcome", "Runtime"]
+__all__ = ["Call", "Deliver", "Effects", "Frame", "InvocationInput", "Outcome", "Runtime"]

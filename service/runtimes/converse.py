@@ -18,10 +18,11 @@ from typing import Any, Final
 from service.config import RuntimeConfig
 from service.errors import OutcomeUnknown, TurnsExhausted, UpstreamFailed
 from service.events import encode
+from service.ledger import fixed_bound_tokens, messages_bound_tokens
 from service.models import CALL_METADATA, Model, ModelRequest
 from service.runtimes import Effects, InvocationInput, Outcome
 from service.runtimes.heard import Heard, ToolUse, tool_uses_in
-from service.runtimes.metered import call_model, hold_tokens
+from service.runtimes.metered import ModelCall
 from service.tools import ToolCall, ToolResult, Tools
 
 Message = Mapping[str, Any]
@@ -41,10 +42,11 @@ class ConverseRuntime:
         self._config = config
         self._model = model
         self._tools = tools
+        self._fixed_bound_tokens = fixed_bound_tokens(config.instructions, tools.specs, config.options)
 
     def first_reservation_tokens(self, given: InvocationInput) -> int:
         """Return the hold of turn 1: a bound of the input, and the most it may generate."""
-        return hold_tokens(self._request(given.messages, given, ""))
+        return self._input_bound(given.messages) + given.max_tokens
 
     async def run(self, given: InvocationInput, effects: Effects) -> Outcome:
         """Run turns until the model stops for another reason than `tool_use`.
@@ -105,6 +107,9 @@ class ConverseRuntime:
             effects.settle_at_end(turn, heard.usage)
             raise UpstreamFailed("The model asked for a tool in a form that is no JSON.") from error
 
+    def _input_bound(self, messages: Sequence[Message]) -> int:
+        return self._fixed_bound_tokens + messages_bound_tokens(messages)
+
     def _request(self, messages: Sequence[Message], given: InvocationInput, call_id: str) -> ModelRequest:
         return ModelRequest(
             model_id=self._config.route[0].model_id,
@@ -119,15 +124,12 @@ class ConverseRuntime:
     def _call_model(
         self, turn: int, messages: Sequence[Message], given: InvocationInput, effects: Effects
     ) -> Coroutine[Any, Any, Heard]:
-        return call_model(
-            self._model,
-            self._request(messages, given, f"{given.invocation_id}:{effects.attempt}:{turn}"),
-            turn,
-            effects,
-            deliver=effects.deliver,
-            is_held=turn == 1 and effects.attempt == 1,  # by admission
-            keep=bool(self._tools),
-        )
+        bound = self._input_bound(messages)
+        heard = Heard(effects.deliver, input_bound=bound, max_output=given.max_tokens, keep=bool(self._tools))
+        call = ModelCall(turn, effects, heard)
+        effects.begin_call(call)
+        request = self._request(messages, given, f"{given.invocation_id}:{effects.attempt}:{turn}")
+        return call.made(self._model, request, is_held=turn == 1 and effects.attempt == 1)  # by admission
 
     async def _run_tools(
         self,

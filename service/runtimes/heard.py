@@ -28,14 +28,14 @@ class Heard:
 
     Args:
         deliver: Where the batches go.
-        input_bound: Upper bound of the input tokens, for an estimate.
-        max_output: `maxTokens` of the call, for an estimate.
+        input_bound: Upper bound of the input tokens, for the hold and for an estimate.
+        max_output: `maxTokens` of the call, the same.
         keep: Whether the next turn may need what was said.
     """
 
     __slots__ = ("_deliver", "_input_bound", "_kept", "_max_output", "_metadata", "_output_bytes", "_stop")
 
-    def __init__(self, deliver: Deliver, *, input_bound: int, max_output: int, keep: bool) -> None:
+    def __init__(self, deliver: Deliver, *, input_bound: int, max_output: int, keep: bool = False) -> None:
         self._deliver = deliver
         self._input_bound = input_bound
         self._max_output = max_output
@@ -55,6 +55,11 @@ class Heard:
         if self._kept is not None:
             self._kept += frames
         return self._deliver(frames)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that the call can use: a bound of its input, and all that it may generate."""
+        return self._input_bound + self._max_output
 
     @property
     def generated(self) -> bool:

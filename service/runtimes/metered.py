@@ -9,80 +9,88 @@ call, its turn is settled: by the caller where it returned, by `settle_at_end` w
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 from service.errors import BudgetExceeded, QuotaExceeded, UpstreamError
 from service.invocations import Usage
-from service.ledger import input_bound_tokens, options_bound_tokens
-from service.models import Deliver, Model, ModelRequest
+from service.models import Model, ModelRequest
 from service.runtimes import Effects
 from service.runtimes.heard import Heard
 
 
-def hold_tokens(request: ModelRequest) -> int:
-    """Return the most that a call can use: a bound of its input, and all that it may generate."""
-    return _input_bound(request) + request.max_tokens
+class ModelCall:
+    """One call: each of its tries may be made if this process may act, and is paid for if it was sent.
 
-
-async def call_model(
-    model: Model,
-    request: ModelRequest,
-    turn: int,
-    effects: Effects,
-    *,
-    deliver: Deliver,
-    is_held: bool,
-    keep: bool = False,
-    grace_s: Callable[[], float] | None = None,
-) -> Heard:
-    """Make one call and return what it said; its settlement is then the caller's.
+    It runs in its caller's task. Cancelled, it ends at once, unless it is told before to read on.
 
     Args:
         turn: Unique in its attempt.
-        is_held: Its hold was made at the admission, or when the invocation was resumed.
-        keep: Whether the next turn may need what it said.
-        grace_s: How long it is read on when it is cancelled; by default as `effects` say.
-
-    Raises:
-        UpstreamError: It was refused or failed.
-        QuotaExceeded, BudgetExceeded, Fenced: It may not be made.
-    """
-    if not is_held:
-        await _reserve(turn, hold_tokens(request), effects)
-    heard = Heard(deliver, input_bound=_input_bound(request), max_output=request.max_tokens, keep=keep)
-    tries = _Tries(turn, effects, heard)
-    call = asyncio.ensure_future(model.converse(tries.guard(request), heard))
-    try:
-        await asyncio.shield(call)
-    except BaseException as error:
-        tries.is_over = True
-        try:
-            if isinstance(error, asyncio.CancelledError):
-                await _read_on(call, (grace_s or effects.usage_grace_s)() if tries.sent else 0)
-        finally:
-            effects.settle_at_end(turn, _used(call, heard) if tries.sent else Usage())
-        raise
-    return heard
-
-
-class _Tries:
-    """The tries of one call: each may be made if this process may act, and is paid for if it was sent.
-
-    Attributes:
-        sent: The try that is made may have reached its model, and was not refused.
-        is_over: The call was cut short: no further try is made.
+        heard: What it says goes there.
     """
 
-    __slots__ = ("_effects", "_heard", "_turn", "is_over", "sent")
+    __slots__ = ("_effects", "_heard", "_is_over", "_is_sent", "_timer", "_turn")
 
     def __init__(self, turn: int, effects: Effects, heard: Heard) -> None:
-        self.sent = self.is_over = False
         self._turn = turn
         self._effects = effects
         self._heard = heard
+        self._is_sent = False  # the try that is made may have reached its model, and was not refused
+        self._is_over = False  # it was cut short: no further try is made
+        self._timer: asyncio.TimerHandle | None = None
 
-    def guard(self, request: ModelRequest) -> ModelRequest:
+    async def made(self, model: Model, request: ModelRequest, *, is_held: bool) -> Heard:
+        """Make the call and return what it said; its settlement is then the caller's.
+
+        Args:
+            is_held: Its hold was made at the admission, or when the invocation was resumed.
+
+        Raises:
+            UpstreamError: It was refused or failed.
+            QuotaExceeded, BudgetExceeded, Fenced: It may not be made.
+            CancelledError: It was cut short, however far it was read on.
+        """
+        if not is_held:
+            await _reserve(self._turn, self._heard.most_tokens, self._effects)
+        request = self._guarded(request)  # the other one is not kept as long as the stream
+        try:
+            await model.converse(request, self._heard)
+        except BaseException as error:
+            self._effects.settle_at_end(self._turn, self._used(error) if self._is_sent else Usage())
+            if self._is_over and isinstance(error, Exception):
+                raise asyncio.CancelledError from error
+            raise
+        finally:
+            self._is_sent = False
+            if self._timer is not None:
+                self._timer.cancel()
+        if self._is_over:
+            self._effects.settle_at_end(self._turn, self._heard.usage)
+            raise asyncio.CancelledError
+        return self._heard
+
+    def reads_on(self, task: asyncio.Task[None], grace_s: float) -> bool:
+        """Let the call go on for a moment, since its usage comes last, and cancel `task`, its own, then.
+
+        Returns:
+            False: There is nothing to wait for: cancel it now.
+        """
+        if not self._is_sent or not grace_s:
+            return False
+        self._is_over = True
+        self._timer = asyncio.get_running_loop().call_later(grace_s, task.cancel)
+        return True
+
+    def _used(self, error: BaseException) -> Usage:
+        """Return what a call that failed or was cut short has used: it was made, so it is paid for.
+
+        Unless the upstream refused it before it generated anything.
+        """
+        refused = isinstance(error, UpstreamError) and not error.billed and not self._heard.generated
+        return Usage() if refused else self._heard.usage
+
+    # -- what the upstream asks and tells
+
+    def _guarded(self, request: ModelRequest) -> ModelRequest:
         return replace(
             request,
             before_try=self._before_try,
@@ -95,31 +103,26 @@ class _Tries:
         self._effects.ask(self._turn, model)
 
     async def _before_try(self) -> None:
-        self.sent = False
-        if self.is_over:
+        self._is_sent = False
+        if self._is_over:
             raise asyncio.CancelledError
         await self._effects.enter("model", self._turn)
 
     def _may_send(self) -> bool:
-        self.sent = self._effects.may_act()
-        return self.sent
+        self._is_sent = self._effects.may_act()
+        return self._is_sent
 
     async def _give_up(self, failure: UpstreamError) -> None:
         """Charge what the model that is given up may have cost; the call's hold is then the next one's."""
-        if self.is_over:
+        if self._is_over:
             raise failure
-        self.sent = False
+        self._is_sent = False
         try:
             used = self._heard.usage if failure.billed else Usage()
             await self._effects.give_up(self._turn, failure.code, used)
         except (QuotaExceeded, BudgetExceeded):  # no room for another call: this one fails as it did
-            self.sent = True
+            self._is_sent = True
             raise failure from None
-
-
-def _input_bound(request: ModelRequest) -> int:
-    bound = input_bound_tokens(request.system, request.messages, request.tools)
-    return bound + options_bound_tokens(request.options)
 
 
 async def _reserve(turn: int, tokens: int, effects: Effects) -> None:
@@ -128,23 +131,3 @@ async def _reserve(turn: int, tokens: int, effects: Effects) -> None:
     except asyncio.CancelledError:  # the hold may be there, but no call was made
         effects.settle_at_end(turn, Usage())
         raise
-
-
-async def _read_on(call: asyncio.Future[None], grace_s: float) -> None:
-    """Let a cancelled call go on for a moment, since its usage comes last; then end it, however it ends."""
-    try:
-        if grace_s:
-            await asyncio.wait([call], timeout=grace_s)
-    finally:
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-
-
-def _used(call: asyncio.Future[None], heard: Heard) -> Usage:
-    """Return what a call that failed or was cut short has used: it was made, so it is paid for.
-
-    Unless the upstream refused it before it generated anything.
-    """
-    error = call.exception() if call.done() and not call.cancelled() else None
-    refused = isinstance(error, UpstreamError) and not error.billed and not heard.generated
-    return Usage() if refused else heard.usage

@@ -1,6 +1,6 @@
 """The model calls of one python agent, in the service's thread: each a turn, held, made, settled like ours.
 
-    agent: converse() ──> begin ─> hold ─> `metered.call_model` ─> noted ─> written ─> the agent's stream ends
+    agent: converse() ──> begin ─> hold ─> `metered.ModelCall` ─> noted ─> written ─> the agent's stream ends
     agent: leaves it  ──> leave ─> read on for its usage, noted, written
 
 `runtimes.python` makes one `ModelCalls` a run; `python_agent` asks it, by `python_bridge.post`. Calls may run
@@ -15,15 +15,17 @@ own is made. Nothing here stores a turn: a later attempt of an agent begins anew
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from service.config import RuntimeConfig
 from service.errors import Fenced, HeadraceError, InternalError, TurnsExhausted
 from service.invocations import Usage
+from service.ledger import fixed_bound_tokens, messages_bound_tokens
 from service.models import CALL_METADATA, Model, ModelRequest
 from service.runtimes import Effects, InvocationInput
-from service.runtimes.metered import call_model, hold_tokens
+from service.runtimes.heard import Heard
+from service.runtimes.metered import ModelCall
 from service.runtimes.python_bridge import CallStream
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,24 @@ class Asked:
     system: str
     tools: Sequence[Mapping[str, Any]]
     max_tokens: int
+
+
+class _Making:
+    """One call of the agent, from its beginning to its settlement; cut at most once."""
+
+    __slots__ = ("_is_cut", "call", "task")
+
+    def __init__(self) -> None:
+        self._is_cut = False
+        self.call: ModelCall | None = None
+        self.task: asyncio.Task[None]
+
+    def cut(self, grace_s: float) -> None:
+        """End it, if it was sent to its model once it was read on; the second time does nothing."""
+        if not self._is_cut:
+            self._is_cut = True
+            if self.call is None or not self.call.reads_on(self.task, grace_s):
+                self.task.cancel()
 
 
 class ModelCalls:
@@ -80,10 +100,10 @@ class ModelCalls:
         self._usage_grace_s = usage_grace_s
         self._turns = 1 if held_tokens else 0  # turn 1 is held, and maybe never called
         self._made = 0
-        self._running: dict[CallStream, asyncio.Task[None]] = {}
+        self._running: dict[CallStream, _Making] = {}
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
         self._ends: list[CallStream] = []
-        self._over = self._stopped = False
+        self._over = False
         self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.told: list[HeadraceError] = []
         self.phase = PHASE
@@ -96,16 +116,16 @@ class ModelCalls:
             self._tell(stream, TurnsExhausted(f"The agent has called models {self._made} times already."))
         else:
             self._made += 1
-            task = asyncio.get_running_loop().create_task(self._call(asked, stream))
-            self._running[stream] = task
-            task.add_done_callback(lambda _: self._ended(stream))
+            making = self._running[stream] = _Making()
+            making.task = asyncio.get_running_loop().create_task(self._call(asked, stream, making))
+            making.task.add_done_callback(lambda _: self._ended(stream))
 
     def leave(self, stream: CallStream) -> None:
         """End a call whose agent takes no more of it, unless it is over."""
         stream.drop()
-        task = self._running.get(stream)
-        if task is not None and not task.cancelling():  # cancelled twice, it would not be read on
-            task.cancel()
+        making = self._running.get(stream)
+        if making is not None:
+            making.cut(self._usage_grace_s)
 
     def show(self, phase: str) -> None:
         """Say in heartbeats what the agent does."""
@@ -129,28 +149,30 @@ class ModelCalls:
         Args:
             stopped: The run was stopped from outside: `Effects` say how long calls are read on.
         """
-        self._over, self._stopped = True, stopped
+        self._over = True
         self._end_all()
-        running = dict(self._running)
+        grace_s = self._effects.usage_grace_s() if stopped else self._usage_grace_s
+        tasks = [making.task for making in self._running.values()]
+        for stream, making in tuple(self._running.items()):
+            stream.drop()
+            making.cut(grace_s)
         interrupted = False
-        while running:
-            for stream, task in running.items():
-                stream.drop()
-                if interrupted or not task.cancelling():
-                    task.cancel()
+        while tasks:
             try:
-                await asyncio.wait(running.values())
+                await asyncio.wait(tasks)
                 break
             except asyncio.CancelledError:
                 interrupted = True
+                for task in tasks:
+                    task.cancel()
         if interrupted:
             raise asyncio.CancelledError
 
-    async def _call(self, asked: Asked, stream: CallStream) -> None:
+    async def _call(self, asked: Asked, stream: CallStream, making: _Making) -> None:
         """Make one call; however it ends, its stream does, and its hold is gone or noted."""
         try:
             async with self._room:
-                self._tell(stream, await self._settled(asked, stream))
+                self._tell(stream, await self._settled(asked, stream, making))
         except Fenced:
             if not self.fenced.done():
                 self.fenced.set_result(None)
@@ -161,21 +183,17 @@ class ModelCalls:
             if len(self._running) == 1:
                 self._effects.show(self.phase)
 
-    async def _settled(self, asked: Asked, stream: CallStream) -> HeadraceError | None:
+    async def _settled(self, asked: Asked, stream: CallStream, making: _Making) -> HeadraceError | None:
         """Hold, call and settle; returns what the agent is told of it, None if all went well."""
-        request = self._request(asked)
-        turn, is_held = await self._turn(hold_tokens(request))
+        bound = fixed_bound_tokens(asked.system, asked.tools, self._config.options)
+        bound += messages_bound_tokens(asked.messages)
+        heard = Heard(stream.deliver, input_bound=bound, max_output=asked.max_tokens)
+        turn, is_held = await self._turn(heard.most_tokens)
         failure: HeadraceError | None = None
         try:
-            heard = await call_model(
-                self._upstreams[asked.model.partition("/")[0]],
-                replace(request, request_metadata=self._metadata(turn)),
-                turn,
-                self._effects,
-                deliver=stream.deliver,
-                is_held=is_held,
-                grace_s=lambda: self._effects.usage_grace_s() if self._stopped else self._usage_grace_s,
-            )
+            making.call = ModelCall(turn, self._effects, heard)
+            model = self._upstreams[asked.model.partition("/")[0]]
+            await making.call.made(model, self._request(asked, turn), is_held=is_held)
             self._effects.settle_at_end(turn, heard.usage)
         except HeadraceError as error:
             failure = error
@@ -197,13 +215,14 @@ class ModelCalls:
             await self._effects.settle_noted(1)
         return turn, False
 
-    def _request(self, asked: Asked) -> ModelRequest:
+    def _request(self, asked: Asked, turn: int) -> ModelRequest:
         return ModelRequest(
             model_id=asked.model.partition("/")[2],
             messages=asked.messages,
             max_tokens=asked.max_tokens,
             system=asked.system,
             tools=asked.tools,
+            request_metadata=self._metadata(turn),
             options=self._config.options,
         )
 

@@ -42,7 +42,7 @@ async def test_a_later_attempt_at_the_first_turn_holds_for_it_again() -> None:
     model, recorder = ScriptedModel(answer("42")), Recorder(attempt=2)
     runtime = ConverseRuntime(CONFIG, model, TOOLS)
 
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     assert recorder.did[:2] == [
         ("reserve", 1, runtime.first_reservation_tokens(GIVEN)),
@@ -59,7 +59,7 @@ async def test_every_try_of_a_model_call_waits_until_this_process_may_act() -> N
 
     recorder = Recorder()
 
-    await ConverseRuntime(CONFIG, Retrying(answer("42")), NO_TOOLS).run(GIVEN, recorder.effects())
+    await ConverseRuntime(CONFIG, Retrying(answer("42")), NO_TOOLS).run(GIVEN, recorder)
 
     assert [entry[:2] for entry in recorder.did] == [
         ("enter", "model"),
@@ -72,14 +72,14 @@ async def test_every_try_of_a_model_call_waits_until_this_process_may_act() -> N
 async def test_a_model_call_is_not_sent_once_this_process_may_not_act_any_more() -> None:
     class Slow(ScriptedModel):
         async def converse(self, request: ModelRequest, deliver: Deliver) -> None:
-            recorder.may_act = False  # the lease lapses while the connection is made
+            recorder.acts = False  # the lease lapses while the connection is made
             sent.append(request.may_send())
-            recorder.may_act = True
+            recorder.acts = True
             await super().converse(request, deliver)
 
     recorder, sent = Recorder(), list[bool]()
 
-    await ConverseRuntime(CONFIG, Slow(answer("42")), NO_TOOLS).run(GIVEN, recorder.effects())
+    await ConverseRuntime(CONFIG, Slow(answer("42")), NO_TOOLS).run(GIVEN, recorder)
 
     assert sent == [False]
 
@@ -102,12 +102,12 @@ class Refusing(ScriptedModel):
 async def test_a_call_that_was_only_refused_costs_nothing_when_it_is_cancelled_and_is_not_made_again(
     clock: ManualClock, after_s: float
 ) -> None:
-    recorder, model = Recorder(usage_grace_s=1.0), Refusing(answer("42"))
-    task = asyncio.ensure_future(ConverseRuntime(CONFIG, model, NO_TOOLS).run(GIVEN, recorder.effects()))
+    recorder, model = Recorder(grace_s=1.0), Refusing(answer("42"))
+    task = asyncio.ensure_future(ConverseRuntime(CONFIG, model, NO_TOOLS).run(GIVEN, recorder))
     await clock.advance(after_s)
     sent = model.sent
 
-    task.cancel()
+    recorder.cancel(task)
     await clock.advance(60)
 
     assert task.cancelled()
@@ -119,7 +119,7 @@ async def test_every_tool_of_a_turn_waits_until_this_process_may_act() -> None:
     recorder = Recorder(attempt=2)
     runtime = ConverseRuntime(CONFIG, ScriptedModel(answer("42")), Tools([count]))
 
-    await runtime.run(given_with(asking_for("count", "count")), recorder.effects())
+    await runtime.run(given_with(asking_for("count", "count")), recorder)
 
     assert [entry[0] for entry in recorder.did][:6] == ["enter", "toolStarted", "toolFinished"] * 2
 
@@ -134,7 +134,7 @@ async def test_one_tool_that_must_not_run_twice_keeps_all_of_its_turn_from_being
     runtime = ConverseRuntime(CONFIG, model, Tools([count, multiply]))
 
     with pytest.raises(OutcomeUnknown, match=max(names)):
-        await runtime.run(given_with(asking_for(*names)), recorder.effects())
+        await runtime.run(given_with(asking_for(*names)), recorder)
 
     assert (recorder.did, model.requests, CALLS) == ([], [], [])
 
@@ -150,7 +150,7 @@ async def test_every_call_has_a_key_of_its_own_and_the_same_arguments_whichever_
     for attempt in (2, 3):
         recorder = Recorder(attempt=attempt)
         runtime = ConverseRuntime(replace(CONFIG, max_turns=4), model, Tools([count]))
-        await runtime.run(given_with(done, begun), recorder.effects())
+        await runtime.run(given_with(done, begun), recorder)
         _, turn, (_, added) = next(entry for entry in recorder.did if entry[0] == "complete")
         results.append((turn, [each["toolResult"]["content"][0]["text"] for each in added["content"]]))
 
@@ -199,11 +199,11 @@ async def test_a_call_that_could_not_be_made_is_answered_with_the_same_error_by_
     tools = Tools([count, multiply, sweep])
     first, later = Recorder(), Recorder(attempt=2)
     model = ScriptedModel(two_calls(name, raw_input), answer("42"))
-    await ConverseRuntime(CONFIG, model, tools).run(GIVEN, first.effects())
+    await ConverseRuntime(CONFIG, model, tools).run(GIVEN, first)
     (stored,) = [messages for kind, *_, messages in first.did if kind == "settle"]
     given = given_with(tuple(json.loads(json.dumps(stored))))
     CALLS.clear()
-    await ConverseRuntime(CONFIG, ScriptedModel(answer("42")), tools).run(given, later.effects())
+    await ConverseRuntime(CONFIG, ScriptedModel(answer("42")), tools).run(given, later)
 
     kinds = ("toolStarted", "toolFinished", "complete")
     told = [[entry for entry in each.did if entry[0] in kinds] for each in (first, later)]
@@ -216,10 +216,10 @@ async def test_a_call_that_could_not_be_made_is_answered_with_the_same_error_by_
 async def test_a_turn_of_which_every_call_was_refused_shows_them_again() -> None:
     first, later = Recorder(), Recorder(attempt=2)
     model = ScriptedModel(tool_call("guess", "{}"), answer("42"))
-    await ConverseRuntime(CONFIG, model, TOOLS).run(GIVEN, first.effects())
+    await ConverseRuntime(CONFIG, model, TOOLS).run(GIVEN, first)
     (stored,) = [messages for kind, *_, messages in first.did if kind == "settle"]
 
-    await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(tuple(stored)), later.effects())
+    await ConverseRuntime(CONFIG, model, TOOLS).run(given_with(tuple(stored)), later)
 
     assert [entry[0] for entry in later.did][:4] == ["enter", "toolStarted", "toolFinished", "complete"]
     assert [entry for entry in first.did if entry[0] == "complete"] == [later.did[3]]
@@ -231,7 +231,7 @@ async def test_a_limit_of_turns_that_was_lowered_meanwhile_still_lets_the_tools_
     runtime = ConverseRuntime(replace(CONFIG, max_turns=1), model, Tools([count]))
 
     with pytest.raises(TurnsExhausted):
-        await runtime.run(given_with(half_turn("count")), recorder.effects())
+        await runtime.run(given_with(half_turn("count")), recorder)
 
     assert [entry[0] for entry in recorder.did] == ["enter", "toolStarted", "toolFinished", "complete"]
     assert [call.idempotency_key for call in CALLS] == ["inv_1:1:1"]

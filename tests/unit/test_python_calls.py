@@ -28,7 +28,7 @@ async def test_a_model_call_is_forwarded_and_settled_like_ours(agent_loop: Loop)
         forward, agent_loop, answer("A head", "race.", input_tokens=12, output_tokens=2)
     )
 
-    outcome = await runtime.run(GIVEN, recorder.effects())
+    outcome = await runtime.run(GIVEN, recorder)
 
     (request,) = model.requests
     assert outcome == Outcome("end_turn")
@@ -56,7 +56,7 @@ async def test_a_first_call_that_is_larger_than_its_hold_swaps_it_for_its_own(
     runtime, model = runtime_of(agent, agent_loop)
 
     assert runtime.first_reservation_tokens(GIVEN) == BOUND + 100
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     assert ledger_of(recorder) == [
         ("settle_at_end", 1, Usage()),
@@ -85,7 +85,7 @@ async def test_calls_beside_one_another_have_turns_and_settlements_of_their_own(
     calls = [answer("a", input_tokens=1), answer("b", input_tokens=2), answer("c", input_tokens=3)]
     runtime, _ = runtime_of(agent, agent_loop, *calls)
 
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     settled = [did for did in recorder.did if did[0] == "settle_at_end"]
     assert sorted(settled) == [("settle_at_end", turn, Usage(turn, 5)) for turn in (1, 2, 3)]
@@ -115,7 +115,7 @@ async def test_calls_beyond_those_that_one_ending_can_settle_wait_for_others_to_
     script: list[Step] = [start(), gate, text("a"), stop()]
     runtime, model = runtime_of(agent, agent_loop, *[script] * (CALLS_AT_ONCE + 2), max_turns=1000)
 
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     steps = [did[:2] for did in recorder.did if did[0] in ("enter", "settle_at_end")]
     first_end = next(place for place, (did, _) in enumerate(steps) if did == "settle_at_end")
@@ -143,7 +143,7 @@ async def test_a_call_that_its_agent_leaves_is_read_on_and_settled_as_reported(
     script: list[Step] = [start(), text("A head"), left, stop(input_tokens=7, output_tokens=3)]
     runtime, model = runtime_of(agent, agent_loop, script)
 
-    outcome = await runtime.run(GIVEN, recorder.effects())
+    outcome = await runtime.run(GIVEN, recorder)
 
     assert outcome == Outcome("end_turn")
     assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did
@@ -161,7 +161,7 @@ async def test_a_call_that_goes_on_when_its_agent_has_ended_is_ended_and_settled
     recorder = Recorder()
     runtime, model = runtime_of(agent, asyncio.get_running_loop(), [start(), asyncio.Event()])
 
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await clock.advance(0.9)
     read_on = not running.done()
     await clock.advance(0.1)
@@ -184,7 +184,7 @@ async def test_an_upstreams_failure_can_be_caught_and_is_settled(agent_loop: Loo
     recorder = Recorder()
     runtime, model = runtime_of(agent, agent_loop, [UpstreamThrottled("Slow down.")], answer("second"))
 
-    outcome = await runtime.run(GIVEN, recorder.effects())
+    outcome = await runtime.run(GIVEN, recorder)
 
     assert outcome == Outcome("end_turn")
     assert [request.model_id for request in model.requests] == ["m-1", "m-2"]
@@ -230,7 +230,7 @@ async def test_tools_and_bytes_reach_the_model_as_it_wants_them(agent_loop: Loop
             yield event
 
     runtime, model = runtime_of(agent, agent_loop)
-    await runtime.run(GIVEN, Recorder().effects())
+    await runtime.run(GIVEN, Recorder())
 
     (request,) = model.requests
     sent = {"image": {"format": "png", "source": {"bytes": "iVBORw=="}}}
@@ -303,7 +303,7 @@ async def test_an_argument_of_another_shape_is_the_agents_to_know(
 
     runtime, model = runtime_of(agent, agent_loop)
 
-    outcome = await runtime.run(GIVEN, Recorder().effects())
+    outcome = await runtime.run(GIVEN, Recorder())
 
     (said,) = heard
     assert next(iter(arguments)) in said
@@ -324,7 +324,7 @@ async def test_what_every_upstream_takes_is_no_fault(agent_loop: Loop) -> None:
 
     runtime, model = runtime_of(agent, agent_loop)
 
-    await runtime.run(GIVEN, Recorder().effects())
+    await runtime.run(GIVEN, Recorder())
 
     assert [request.tools for request in model.requests] == [[TOOL, TOOL]]
 
@@ -340,7 +340,7 @@ async def test_a_call_that_its_agent_has_left_is_read_on_though_the_agent_ends(c
     recorder = Recorder()
     script: list[Step] = [start(), gate, stop(input_tokens=7, output_tokens=3)]
     runtime, _ = runtime_of(agent, asyncio.get_running_loop(), script)
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await clock.advance(0.5)
     gate.set()
 

@@ -31,7 +31,7 @@ async def test_text_is_written_as_one_message(agent_loop: Loop) -> None:
     recorder = Recorder()
     runtime, _ = runtime_of(agent, agent_loop)
 
-    outcome = await runtime.run(GIVEN, recorder.effects())
+    outcome = await runtime.run(GIVEN, recorder)
 
     assert outcome == Outcome("end_turn")
     assert recorder.frames == [
@@ -55,7 +55,7 @@ async def test_an_agent_knows_its_invocation(agent_loop: Loop) -> None:
         yield "ok"
 
     runtime, _ = runtime_of(agent, agent_loop)
-    await runtime.run(GIVEN, Recorder().effects())
+    await runtime.run(GIVEN, Recorder())
 
     assert known == [
         *("What is a headrace?", list(MESSAGES), "user-1", ("editors",), "session-1", "inv_1", 1, 60.0)
@@ -72,7 +72,7 @@ async def test_progress_is_one_bounded_word_of_the_heartbeats(agent_loop: Loop) 
     recorder = Recorder()
     runtime, _ = runtime_of(agent, agent_loop)
 
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     shown = [did[1] for did in recorder.did if did[0] == "show"]
     assert set(shown) <= {"agent:reading-page-3-id:-9.9-größe", "agent:" + "x" * 64, "agent"}
@@ -185,7 +185,7 @@ async def test_a_call_that_can_not_be_made_is_the_authors_error(
         yield "x"
 
     runtime, model = runtime_of(agent, asyncio.get_running_loop())
-    await runtime.run(GIVEN, Recorder().effects())
+    await runtime.run(GIVEN, Recorder())
 
     assert reason in said[0]
     assert model.requests == []

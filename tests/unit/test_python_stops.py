@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from service.agent_loops import AgentLoop
 from service.config import RuntimeConfig
 from service.errors import AgentFailed, Fenced, InternalError
 from service.invocations import Usage
+from service.models import Frame
 from service.runtimes import Outcome
 from service.runtimes.python import PythonRuntime
 from service.runtimes.python_agent import AgentInvocation
@@ -39,9 +39,9 @@ async def test_a_cancelled_agent_gets_cancelled_error_and_time_to_clean_up(
             heard.append("cancelled")
             raise
 
-    recorder = Recorder(usage_grace_s=0.0)
+    recorder = Recorder(grace_s=0.0)
     runtime, model = runtime_of(agent, agent_loop, [start(), asyncio.Event()])
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await begun.wait()
     running.cancel()
 
@@ -77,7 +77,7 @@ async def test_an_agent_that_swallows_its_cancellation_is_left_behind_and_writes
 
     recorder = Recorder()
     runtime, model = runtime_of(agent, asyncio.get_running_loop(), cleanup_s=2.0)
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await begun.wait()
     await clock.advance(0)
     running.cancel()
@@ -105,7 +105,7 @@ async def test_an_agent_that_is_cancelled_before_its_first_step_has_left(
     other.start()
     other.loop.call_soon_threadsafe(busy.wait, 20)
     runtime, model = runtime_of(forward, other.loop)
-    running = asyncio.ensure_future(runtime.run(GIVEN, Recorder().effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, Recorder()))
     await clock.advance(0)
     running.cancel()
     await clock.advance(0)
@@ -134,7 +134,7 @@ async def test_a_generator_that_yields_after_its_cancellation_is_closed(clock: M
 
     recorder = Recorder()
     runtime, _ = runtime_of(agent, asyncio.get_running_loop())
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await begun.wait()
     await clock.advance(0)
     running.cancel()
@@ -177,15 +177,13 @@ async def test_an_agent_waits_for_a_log_that_is_behind(agent_loop: Loop) -> None
                 here.call_soon_threadsafe(stuck.set)
 
     class Behind(Recorder):
-        def deliver(self, frames: Any) -> asyncio.Future[None] | None:
+        def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
             self.frames.extend(frames)
             return None if behind.done() else asyncio.shield(behind)
 
     recorder = Behind()
-    effects = recorder.effects()
-    object.__setattr__(effects, "deliver", recorder.deliver)
     runtime, _ = runtime_of(agent, agent_loop)
-    running = asyncio.ensure_future(runtime.run(GIVEN, effects))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await stuck.wait()
     for _ in range(20):
         await asyncio.sleep(0)
@@ -223,7 +221,7 @@ async def test_a_model_call_waits_for_an_agent_that_is_behind(agent_loop: Loop) 
     recorder = Recorder()
     config = RuntimeConfig("agent", "python", entry="m:f", models=("bedrock/m-1",))
     runtime = PythonRuntime(config, agent, {"bedrock": Waiting()}, agent_loop, usage_grace_s=1.0)
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await waiting.wait()
     go_on.set()
 
@@ -256,7 +254,7 @@ async def test_a_call_that_its_agent_has_left_is_read_on_however_much_comes(agen
     config = RuntimeConfig("agent", "python", entry="m:f", models=("bedrock/m-1",))
     runtime = PythonRuntime(config, agent, {"bedrock": Wordy()}, agent_loop, usage_grace_s=1.0)
 
-    await runtime.run(GIVEN, recorder.effects())
+    await runtime.run(GIVEN, recorder)
 
     assert ("settle_at_end", 1, Usage(7, 3)) in recorder.did
 
@@ -271,22 +269,23 @@ async def test_an_agent_whose_invocation_another_process_has_claimed_is_stopped(
             heard.append("cancelled")
             raise
 
-    async def fenced(turn: int, tokens: int) -> None:
-        raise Fenced
+    class Claimed(Recorder):
+        async def reserve(self, turn: int, tokens: int) -> None:
+            raise Fenced
 
-    recorder = Recorder(attempt=2)
+    recorder = Claimed(attempt=2)
     runtime, model = runtime_of(agent, agent_loop, restartable=True)
 
     with pytest.raises(Fenced):
-        await runtime.run(GIVEN, replace(recorder.effects(), reserve=fenced))
+        await runtime.run(GIVEN, recorder)
 
     assert (heard, recorder.frames, model.requests) == (["cancelled"], [], [])
 
 
 async def test_who_is_told_twice_to_end_reads_nothing_on(clock: ManualClock) -> None:
-    recorder = Recorder(usage_grace_s=10.0)
+    recorder = Recorder(grace_s=10.0)
     runtime, model = runtime_of(forward, asyncio.get_running_loop(), [start(), asyncio.Event()])
-    running = asyncio.ensure_future(runtime.run(GIVEN, recorder.effects()))
+    running = asyncio.ensure_future(runtime.run(GIVEN, recorder))
     await clock.advance(0)
     running.cancel()
     await clock.advance(5)
