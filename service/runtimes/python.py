@@ -152,9 +152,10 @@ class _Run:
 
     async def _end(self, *, stop: bool) -> None:
         """End the agent and its model calls; what does not end is left behind, and can write no more."""
+        # First: an agent that is told to stop leaves its calls, which are then to be over already.
+        closing = asyncio.ensure_future(self._calls.aclose(stopped=stop))
         if stop:
             post(self._there, self._stop)
-        closing = asyncio.ensure_future(self._calls.aclose(stopped=stop))
         try:
             if not self._left.done():
                 await asyncio.wait([self._left], timeout=self._config.cleanup_s)
