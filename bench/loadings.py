@@ -62,7 +62,7 @@ class Offer:
 
 
 LOW_RATE = Offer(50, 50_000, ramp_s=1.0, stamped=True)
-STORE = Offer(1_000, 50_000, ramp_s=3.0, begin_s=10.0)
+STORE = Offer(1_000, 50_000, ramp_s=20.0, begin_s=10.0)  # the emulator admits about a hundred a second
 SHAPE_OFFERS = {
     "": Offer(800, _PACE_US, ramp_s=2.0),
     "burst_": Offer(800, 4 * _PACE_US, 4, ramp_s=2.0),
