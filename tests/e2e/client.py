@@ -23,7 +23,7 @@ CATALOG = """
 [service]
 heartbeat_s = 0.5
 drain_s = 20
-upstream_silence_s = 3
+upstream_silence_s = 60
 lease_s = 1.5
 
 [upstreams.bedrock]

@@ -19,9 +19,7 @@ from tests.e2e.client import CATALOG, WAIT_S, Caller, calling, ended
 
 READERS: Final = 1000
 SPARE_FDS: Final = 200
-MANY: Final = CATALOG.replace(
-    "upstream_silence_s = 3", f"upstream_silence_s = 60\nreaders_per_principal = {2 * READERS}"
-)
+MANY: Final = CATALOG.replace("[service]", f"[service]\nreaders_per_principal = {2 * READERS}")
 WORDS: Final = [f"word{number} " for number in range(20)]
 RESET: Final = struct.pack("ii", 1, 0)  # lingers 0 s: closing sends RST
 

@@ -37,7 +37,8 @@ max_output_tokens = 1000
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     directory: Path = tmp_path_factory.mktemp("stack")
-    catalog = CATALOG + "".join(RUNTIME.format(name=name) for name in BROKEN)
+    catalog = CATALOG.replace("upstream_silence_s = 60", "upstream_silence_s = 3")
+    catalog += "".join(RUNTIME.format(name=name) for name in BROKEN)
     async with Stack(directory, catalog=catalog, answers="scripts") as stack:
         yield stack
 
