@@ -165,6 +165,17 @@ def requests(bed: Bed) -> Figures:
 def idle(bed: Bed, streams: int) -> Figures:
     """Streams whose upstream says nothing after its first delta: what one holds, and what heartbeats cost."""
     streams = min(streams, _FEWER_SILENT.get(bed.name, streams))
+    found = silent(bed, streams)
+    return {
+        "streams": streams,
+        "begun": found["begun"],
+        "kb": found["mb"] * 1024 / streams,
+        "ms_per_s": found["ms"] / (streams / 1_000),
+    }
+
+
+def silent(bed: Bed, streams: int) -> Figures:
+    """A second with so many silent streams, or with none."""
     result = bed.load(
         SILENT,
         streams=streams,
@@ -175,10 +186,10 @@ def idle(bed: Bed, streams: int) -> Figures:
         limit_s=180.0,
     )
     return {
-        "streams": streams,
         "begun": result.begun,
-        "kb": _growth_bytes(result, 0, 1) / streams / 1024,
-        "ms_per_s": result.cpu_s["subject"] / result.window_s * 1e3 / (streams / 1_000),
+        "mb": _growth_bytes(result, 0, 1) / 2**20,
+        "ms": result.cpu_s["subject"] / result.window_s * 1e3,
+        "ms_main": result.cpu_s["subject main"] / result.window_s * 1e3,
     }
 
 
