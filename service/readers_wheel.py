@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from service.beat import until_beat_s
+
 
 class Turned(Protocol):
     """A reader, as its wheel sees it."""
@@ -54,7 +56,7 @@ class Wheel:
     async def run(self) -> None:
         """Turn for ever; cancel it when the last reader has gone."""
         while True:
-            await asyncio.sleep(self.tick_s)
+            await asyncio.sleep(until_beat_s(self.tick_s, self._clock()))
             self.turn()
 
     def turn(self) -> None:

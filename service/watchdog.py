@@ -1,6 +1,6 @@
 """The watchdog: a thread that finds an event loop which is blocked, and says by which code.
 
-    every 0.25 s: a probe into each loop ── answered ──> fine
+    every 0.5 s: a probe into each loop ── answered ──> fine
                                          └─ not for 1 s ──> its thread's stack, and whose task it is, are told
 
 `agent_loops` starts it. What it finds it hands to who observes (`telemetry`), once when a loop is blocked and
@@ -17,8 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.beat import until_beat_s
+
 BLOCKED_S: Final = 1.0
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.5
 AGENT_TASK: Final = "agent "
 """How the names of the tasks begin that run an agent; the rest is the invocation's id."""
 
@@ -71,7 +73,7 @@ class Watchdog:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(LOOK_S):
+        while not self._stopped.wait(until_beat_s(LOOK_S, time.monotonic())):
             self.look()
 
     def look(self) -> None:
