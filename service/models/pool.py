@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from service.errors import UpstreamMisconfigured, UpstreamUnavailable
-from service.models.connection import Connection, Exchange, MaySend, OnHead
+from service.models.connection import Connection, Exchange, MaySend, OnHead, Silence
 
 CONNECT_TIMEOUT_S: Final = 5.0
 # AWS closes connections that are idle for 20 s, says the source of aiobotocore, and takes 12:
@@ -49,7 +49,7 @@ class ConnectionPool:
         self._host = host
         self._port = port
         self._tls = tls
-        self._silence_s = silence_s
+        self._silence = Silence(silence_s)
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._slots = asyncio.Semaphore(limit)
@@ -110,7 +110,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._buffer, self._silence_s, *self._told),
+                    lambda: Connection(self._buffer, self._silence, *self._told),
                     self._host,
                     self._port,
                     ssl=self._tls,

@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from service.errors import UpstreamError, UpstreamFailed, UpstreamUnavailable
-from service.models.connection import Connection
+from service.models.connection import Connection, Silence
 from service.models.pool import CONNECT_TIMEOUT_S, IDLE_S
 from tests.clock import ManualClock
 from tests.pooling import CHUNKED, OK, ask, begin, pooling
@@ -280,7 +280,7 @@ async def test_a_connection_is_kept_alive_and_sends_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free: list[Connection] = []
         transport, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(memoryview(bytearray(100)), 900.0, free.append, free.append),
+            lambda: Connection(memoryview(bytearray(100)), Silence(900.0), free.append, free.append),
             *listener.getsockname(),
         )
         sock = transport.get_extra_info("socket")
