@@ -30,7 +30,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.app import Drain, create_app
-from service.beat import until_beat_s
+from service.beat import BEAT_S, until_beat_s
 from service.config import Catalog, ConfigError, Settings
 from service.protocol import Protocol
 from service.telemetry import configure_logging
@@ -45,7 +45,6 @@ STOP_S: Final = 5
 # https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_ContainerDefinition.html
 HARD_STOP_S: Final = 118.0
 LAST_WORD_S: Final = 0.5
-DATE_S: Final = 1.0
 HARD_STOP_STATUS: Final = 70  # EX_SOFTWARE of sysexits.h
 # The store's thread needs the interpreter lock for every step of SQLite. With CPython's 5 ms a loop that is
 # busy all the time made the writes of one invocation last 6.6 s; with 0.5 ms, under 1 s.
@@ -146,7 +145,7 @@ class _Server(uvicorn.Server):
         """Keep the `Date` header right until the server is to stop: uvicorn's wakes up ten times a second."""
         while not await self.on_tick(0):
             with suppress(TimeoutError):
-                async with asyncio.timeout(until_beat_s(DATE_S, asyncio.get_running_loop().time())):
+                async with asyncio.timeout(until_beat_s(BEAT_S, asyncio.get_running_loop().time())):
                     await self._stopping.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -9,6 +9,8 @@ Where a host's monotonic clock began is chance, so the hosts of a fleet don't be
 
 from typing import Final
 
+BEAT_S: Final = 0.9
+"""A second is promised to who cancels (`takeover.heed`), the look itself included; the rest goes along."""
 _AFTER_S: Final = 0.005
 """A beat comes so long after the moment, never before it, however coarse a timer is."""
 

@@ -6,7 +6,7 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from service.beat import until_beat_s
 
@@ -27,10 +27,8 @@ class Wheel:
     the cost is per heartbeat interval, not per delta.
     """
 
-    TICKS_PER_HEARTBEAT: Final = 10
-
-    def __init__(self, heartbeat_s: float, clock: Callable[[], float]) -> None:
-        self.tick_s = heartbeat_s / self.TICKS_PER_HEARTBEAT
+    def __init__(self, tick_s: float, clock: Callable[[], float]) -> None:
+        self.tick_s = tick_s
         self._clock = clock
         self._slots: dict[int, set[Turned]] = {}
         self.now = clock()

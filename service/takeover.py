@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from service.attempt import LONGEST_POSTPONEMENT_S, Stop
-from service.beat import until_beat_s
+from service.beat import BEAT_S, until_beat_s
 from service.config import Catalog, Limits
 from service.errors import (
     AttemptsExhausted,
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 CLAIMS_AT_ONCE: Final = 16
 MAX_LOST_ATTEMPTS: Final = 3
-LONGEST_LOOK_S: Final = 2.0
-HEED_S: Final = 0.5
+LONGEST_LOOK_S: Final = 2 * BEAT_S
+HEED_S: Final = BEAT_S
 # A look for our own orphans reads all that this process holds; they are a minute old anyway.
 ORPHANS_EVERY_S: Final = 15.0
 

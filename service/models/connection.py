@@ -15,6 +15,7 @@ after a whole response and nothing beyond it, so every failure and every cancell
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, cast
 
@@ -104,7 +105,7 @@ class Exchange:
         self._on_head = on_head
         self._on_close = on_close
         self._sink: Sink | None = None
-        self._collected = bytearray()
+        self._collected = b""
         self._parts: list[bytes] = []
         self.on_body = self._parts.append  # what httptools calls for each part of a body
         self._http = httptools.HttpResponseParser(self)
@@ -137,7 +138,7 @@ class Exchange:
         while True:
             await self._step()
             if self._complete:
-                return bytes(self._collected)
+                return self._collected
 
     def close(self) -> None:
         """Give the connection back if the response was read to its end, else abort it; idempotent."""
@@ -246,7 +247,7 @@ class Exchange:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status == 0:
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            key, text = sys.intern(name.decode("latin-1").lower()), value.decode("latin-1")
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def on_headers_complete(self) -> None:
@@ -281,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         "_silence",
         "_transport",
         "idle_since",
-        "lost",
+        "is_lost",
     )
 
     def __init__(
@@ -298,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         self._transport: asyncio.Transport
         self._exchange: Exchange | None = None
         self.idle_since = 0.0
-        self.lost = asyncio.get_running_loop().create_future()
+        self.is_lost = False
 
     def begin(
         self, request: tuple[bytes, bytes], on_head: OnHead, may_send: MaySend = lambda: True
@@ -355,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._exchange is not None:
             self._exchange.connection_lost(exc)
-        self.lost.set_result(None)
+        self.is_lost = True
         self._on_lost(self)
 
 
