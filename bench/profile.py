@@ -36,10 +36,10 @@ from bench.script import Plan
 from bench.subjects import start_headrace_sampled, start_upstream
 
 PAGE = Path(__file__).with_name("PROFILE.md")
-_EFFORT = replace(FULL, window_s=8.0, idle_s=12.0)
+_EFFORT = replace(FULL, window_s=8.0, idle_s=14.0)
 _LOOK_S = 4
 _HZ = 499
-_QUIET_HZ = 9_999
+_QUIET_HZ = 2_999
 _TITLE = """# Where the time goes
 
 Made by `python -m bench.profile`: Headrace on SQLite, everything on, in the middle of what `saturation`,
@@ -76,7 +76,7 @@ class Case:
     """What else is asked for."""
     look_s: int = _LOOK_S
     is_quiet: bool = False
-    """There is too little to sample: the sampler times each call, and perf looks as often as it can."""
+    """There is too little to sample: the sampler times each call, and perf looks more often."""
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,8 @@ TARGETS = (
         "ms CPU a second for 1,000 silent streams",
         _of("idle", "ms_per_s"),
         2.5,
-        bounded_by="100 heartbeats, half of each the kernel's write, and the process's own wake-ups, which more"
-        " streams share (PROFILE.md, *A second of silence*)",
+        bounded_by="100 heartbeats, half of each the kernel's write, and the process's own wake-ups"
+        " (PROFILE.md, *A second of silence*)",
     ),
     Target(
         "CPU a delta, answer of 200,000 to answers of 20,000",
@@ -149,8 +149,8 @@ TARGETS = (
         "CPU a delta, 4,000 silent streams beside to none",
         _of("many-streams", "flat"),
         1.2,
-        bounded_by="the silent streams' heartbeats, and caches that more objects share (PROFILE.md, *A delta beside"
-        " silent streams*)",
+        bounded_by="heartbeats, and caches that more objects share"
+        " (PROFILE.md, *A delta beside silent streams*)",
     ),
     Target(
         "bytes that an invocation leaves in memory",

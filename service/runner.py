@@ -81,6 +81,11 @@ class Runner:
         return {invocation_id: running.invocation.attempt for invocation_id, running in self._running.items()}
 
     @property
+    def invocation_ids(self) -> list[str]:
+        """What runs here: the same without a look at each attempt."""
+        return list(self._running)
+
+    @property
     def is_draining(self) -> bool:
         return self._draining
 

@@ -126,7 +126,7 @@ class Takeover:
             self._owner,
             self._now_ms(),
             limit=limit,
-            running=self._runner.attempts.keys() if is_due else None,
+            running=self._runner.invocation_ids if is_due else None,
             runtimes=self._catalog.runtimes.keys(),
         )
         if is_due:
