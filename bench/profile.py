@@ -58,6 +58,7 @@ _LAYERS = (
     ("SQLite", r"sqlite"),
     ("cryptography, TLS", r"^_rust\.|libcrypto|libssl|^_ssl\.|^_hashlib\."),
     ("HTTP parser", r"^parser\."),
+    ("zlib: checksums, compression", r"^libz\.|^zlib\."),
     ("C library", r"^libc\.|^ld-linux|^\[vdso\]|^libpthread|^libm\."),
 )
 _OTHER = "other modules in C"
