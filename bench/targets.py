@@ -167,8 +167,8 @@ TARGETS = (
         "DynamoDB's ms CPU an invocation",
         _of("store", "decisions_ms", CANNED),
         0.6,
-        bounded_by="two transactions: Python that says what they write and on what conditions, then encodes,"
-        " signs, sends (PROFILE.md, *An invocation on DynamoDB*)",
+        bounded_by="README.md, *store*: the Python that makes two transactions, and their way to the kernel"
+        " (PROFILE.md, *An invocation on DynamoDB*)",
     ),
 )
 
