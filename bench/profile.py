@@ -1,4 +1,4 @@
-"""Where the CPU of Headrace goes: `python -m bench.profile` prints and writes PROFILE.md.
+"""Where the time of Headrace goes: `python -m bench.profile` prints and writes PROFILE.md.
 
 Headrace runs under `sampler`, and beside it `perf record` (where there is perf and it may: as root, or with
 kernel.perf_event_paranoid at most 1), in the middle of loadings that the bench measures. The cost of a whole
@@ -7,8 +7,8 @@ delta, invocation or second is the kernel's accounting, the parts are shares of 
     by thread and layer    perf: the innermost frame's binary; of the kernel, the system call
     by module              sampler: our modules and others' packages in the event loop's thread
 
-A `Case` is one loading; a `Comparison` is some of them, side by side. `profile_tables` makes the page. Linux
-only, as the bench.
+A `Case` is one loading; a `Comparison` is some of them, side by side. `profile_tables` makes the page. What a
+delta that is late has waited for is `lateness`'s section, at the end. Linux only, as the bench.
 """
 
 import json
@@ -24,16 +24,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from bench import lateness
 from bench.loadings import BUSY, MANY, ONE_DELTA, SILENT, requests, saturating, silent, window
 from bench.measuring import FULL, WARM_UP, Bed, Figures
 from bench.processes import Processes, SubjectFailed
 from bench.profile_tables import Profile, section, side_by_side
 from bench.sampler import SAMPLES
-from bench.scenarios import HEADRACE
+from bench.scenarios import HEADRACE, TLS_STREAMS
 from bench.script import Plan
-from bench.subjects import start_headrace_sampled, start_upstream
+from bench.subjects import (
+    Start,
+    start_headrace_on_canned_sampled,
+    start_headrace_sampled,
+    start_upstream,
+)
 
 PAGE = Path(__file__).with_name("PROFILE.md")
 _EFFORT = replace(FULL, window_s=8.0, idle_s=14.0)
@@ -43,11 +50,12 @@ _QUIET_HZ = 2_999
 _TITLE = """# Where the time goes
 
 Made by `python -m bench.profile`: Headrace on SQLite, everything on, in the middle of what `saturation`,
-`requests`, `idle` and `many-streams` of the [bench](README.md) measure. A whole is the kernel's accounting
-(the samplers make it a little dearer than it is in the [results](RESULTS.md)), the parts are shares of
-samples. *Module*: whose Python runs, with what it calls of the standard library, in C and in the kernel; what
-the event loop does in C (poll, read, write) is its own or that of the module that it calls next. *Layer*: the
-binary that runs; of the kernel, the system call.
+`requests`, `idle` and `many-streams` of the [bench](README.md) measure; *on DynamoDB* is `requests` on the
+one that answers at once. A whole is the kernel's accounting (the samplers make it a little dearer than it is
+in the [results](RESULTS.md)), the parts are shares of samples. *Module*: whose Python runs, with what it
+calls of the standard library, in C and in the kernel; what the event loop does in C (poll, read, write) is
+its own or that of the module that it calls next. *Layer*: the binary that runs; of the kernel, the system
+call.
 """
 _WAIT_S = 10.0
 _SYSTEM_CALL = re.compile(r" (?:__x64_sys|__arm64_sys|__sys|ksys)_(\w+)")
@@ -57,6 +65,7 @@ _LAYERS = (
     ("SQLite", r"sqlite"),
     ("cryptography, TLS", r"^_rust\.|libcrypto|libssl|^_ssl\.|^_hashlib\."),
     ("HTTP parser", r"^parser\."),
+    ("zlib: checksums, compression", r"^libz\.|^zlib\."),
     ("C library", r"^libc\.|^ld-linux|^\[vdso\]|^libpthread|^libm\."),
 )
 _OTHER = "other modules in C"
@@ -77,6 +86,9 @@ class Case:
     look_s: int = _LOOK_S
     is_quiet: bool = False
     """There is too little to sample: the sampler times each call, and perf looks more often."""
+    tls: bool = False
+    """To the upstream."""
+    start: Start = start_headrace_sampled
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,27 @@ CASES = (
         whole_us=lambda found: (found["us_main"], found["us_threads"]),
     ),
     Case(
+        "A delta over TLS, 30,000/s offered",
+        saturating(HEADRACE, TLS_STREAMS).plan(_EFFORT),
+        lambda bed: window(bed, saturating(HEADRACE, TLS_STREAMS)),
+        after_s=6,
+        whole_us=lambda found: (found["us_main"], found["us_threads"]),
+        tls=True,
+    ),
+    Case(
         "An invocation of one delta",
         ONE_DELTA,
         requests,
         after_s=3,
         whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
+    ),
+    Case(
+        "An invocation on DynamoDB",
+        ONE_DELTA,
+        requests,
+        after_s=3,
+        whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
+        start=start_headrace_on_canned_sampled,
     ),
 )
 
@@ -116,6 +144,7 @@ def _second(title: str, streams: int) -> Case:
         whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
         look_s=10,
         is_quiet=True,
+        start=partial(start_headrace_sampled, calls=True),
     )
 
 
@@ -177,9 +206,8 @@ def modules(samples: Iterable[tuple[int, str, int]], first_s: int, last_s: int) 
 
 def _profile(case: Case) -> Profile:
     with Processes() as processes:
-        upstream = start_upstream(processes)
-        plans = [WARM_UP, case.plan, *case.plans]
-        running = start_headrace_sampled(processes, upstream, plans, calls=case.is_quiet)
+        upstream = start_upstream(processes, tls=case.tls)
+        running = case.start(processes, upstream, [WARM_UP, case.plan, *case.plans])
         bed = Bed(processes, upstream, running, HEADRACE, _EFFORT)
         bed.warm_up()
         first_s = int(time.monotonic()) + case.after_s
@@ -259,7 +287,7 @@ def main() -> int:
         side_by_side(each.title, each.says, {case.title: _profile(case) for case in each.cases})
         for each in COMPARISONS
     ]
-    made = "\n\n".join([_TITLE.strip(), *sections]) + "\n"
+    made = "\n\n".join([_TITLE.strip(), *sections, lateness.measured()]) + "\n"
     PAGE.write_text(made, encoding="utf-8")
     print(made)
     return 0

@@ -30,6 +30,7 @@ STANDARD = "the standard library"
 _EVERY_S = 0.004
 _GENERATED = "namedtuple_"
 _LOOP_OF = ("uvloop", "bench", "__main__", "runpy")
+_RUNS_IT = ("uvicorn._compat", "uvicorn.server")
 
 
 def charged(frame: FrameType | None) -> str:
@@ -37,7 +38,7 @@ def charged(frame: FrameType | None) -> str:
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         package = name.partition(".")[0]
-        if package in _LOOP_OF:
+        if package in _LOOP_OF or name in _RUNS_IT:
             break
         if package not in sys.stdlib_module_names and not package.startswith(_GENERATED):
             return name if package == "service" else package
@@ -60,7 +61,8 @@ class Sampler:
 
     def write(self, _signal: int, _frame: FrameType | None) -> None:
         """Write the file in one step."""
-        _write(self._path, ([second, module, used_ns] for (second, module), used_ns in self._used_ns.items()))
+        samples = list(self._used_ns.items())  # in one step too: the next sample may interrupt this
+        _write(self._path, ([second, module, used_ns] for (second, module), used_ns in samples))
 
 
 class CallTimer:

@@ -10,6 +10,7 @@ from bench.loadings import (
     BACKLOG,
     BEYOND,
     BUSY,
+    CANNED,
     CHAT,
     DYNAMODB,
     FIRST_BYTE,
@@ -35,6 +36,7 @@ from bench.loadings import (
     slow_readers,
     soak,
     store,
+    store_calls,
     token,
     twice_as_long,
     window,
@@ -48,6 +50,7 @@ from bench.subjects import (
     Start,
     start_headrace,
     start_headrace_in_memory,
+    start_headrace_on_canned,
     start_headrace_on_chat,
     start_headrace_on_dynamodb,
 )
@@ -55,7 +58,7 @@ from bench.subjects import (
 HEADRACE = "headrace"
 IN_MEMORY = "headrace, in memory"
 SOAK = "soak"
-_TLS_STREAMS = 600
+TLS_STREAMS = 600
 _IDLE_COLUMNS = (
     Column("streams", "streams", 0),
     Column("begun", "begun", 0),
@@ -161,8 +164,8 @@ _ALL = (
         name="tls",
         subjects={**OURS, **_ON_CHAT},
         columns=_USE_COLUMNS,
-        plans=lambda name, effort: [saturating(name, _TLS_STREAMS).plan(effort)],
-        figures=lambda bed: window(bed, saturating(bed.name, _TLS_STREAMS)),
+        plans=lambda name, effort: [saturating(name, TLS_STREAMS).plan(effort)],
+        figures=lambda bed: window(bed, saturating(bed.name, TLS_STREAMS)),
         tls=True,
         once=("nginx", "obvious"),
         quick=("copy", HEADRACE),
@@ -256,19 +259,25 @@ _ALL = (
     ),
     Scenario(
         name="store",
-        subjects={HEADRACE: start_headrace, DYNAMODB: start_headrace_on_dynamodb},
+        subjects={
+            HEADRACE: start_headrace,
+            DYNAMODB: start_headrace_on_dynamodb,
+            CANNED: start_headrace_on_canned,
+        },
         columns=(
             Column("invocations/s", "rate", 0),
             Column("ms CPU an invocation", "ms", 3, spread=True),
+            Column("ms the store alone", "decisions_ms", 3, spread=True),
+            Column("at invocations/s", "decided", 0),
             Column("20,000 deltas/s offered: served", "served", 0),
             Column("us CPU a delta", "us", 1, spread=True),
             Column("of the event loop", "us_main", 1),
             Column("of other threads", "us_threads", 1),
-            Column("the store alone", "store_us", 1, spread=True),
+            Column("us the store alone", "store_us", 1, spread=True),
             Column("its share", "store_share", 2, spread=True),
         ),
         plans=lambda _name, effort: [ONE_DELTA, STORE.plan(effort)],
-        figures=store,
+        figures=lambda bed: (store_calls if bed.name == CANNED else store)(bed),
         once=(HEADRACE,),
         quick=(),
     ),

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.canned import TABLES
 from bench.certificates import certify
+from bench.delays import DELAYS
 from bench.loads import Asking
 from bench.port_shape import SHAPES
 from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
@@ -32,7 +34,6 @@ from bench.script import DELTA_MARK, Plan
 from local.dynamodb import DynamoDbLocal, EmulatorDied
 from local.emulators import EmulatorMissing
 from service.config import DYNAMODB
-from service.stores.dynamodb_tables import INVOCATIONS, USAGE
 
 _AUDIENCE = "headrace-local"
 _USERS = 64
@@ -202,6 +203,12 @@ def start_headrace_on_chat(processes: Processes, upstream: Upstream, plans: Sequ
     return _start_service(processes, upstream, plans, _in_file(processes), model="chat")
 
 
+def start_headrace_delayed(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same under `delays`, which writes its spans to the measurement's folder."""
+    spans = {DELAYS: str(processes.folder / DELAYS)}
+    return _start_service(processes, upstream, plans, _in_file(processes) | spans, module="bench.delays")
+
+
 def start_headrace_in_memory(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """The same with a store that no disk has to wait for."""
     return _start_service(processes, upstream, plans, {"HEADRACE_STORE": "sqlite::memory:"})
@@ -219,14 +226,33 @@ def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: 
         raise SubjectMissing(str(missing)) from missing
     except EmulatorDied as died:
         raise SubjectFailed(str(died)) from died
-    emulator.create_tables(USAGE.definition("usage"), INVOCATIONS.definition("invocations"))
-    store = {
-        "HEADRACE_STORE": DYNAMODB,
-        USAGE.setting: "usage",
-        INVOCATIONS.setting: "invocations",
-        "AWS_ENDPOINT_URL_DYNAMODB": emulator.url,
-    }
-    return _start_service(processes, upstream, plans, store)
+    emulator.create_tables(*(table.definition(name) for name, table in TABLES.items()))
+    return _start_service(processes, upstream, plans, _at(emulator.url))
+
+
+def start_headrace_on_canned(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same on a DynamoDB that answers at once and keeps nothing."""
+    return _start_service(processes, upstream, plans, _canned(processes))
+
+
+def start_headrace_on_canned_sampled(
+    processes: Processes, upstream: Upstream, plans: Sequence[Plan]
+) -> Running:
+    """The same under `sampler`."""
+    samples = {SAMPLES: str(processes.folder / SAMPLES)}
+    return _start_service(processes, upstream, plans, _canned(processes) | samples, module="bench.sampler")
+
+
+def _canned(processes: Processes) -> dict[str, str]:
+    port = free_port()
+    processes.python("bench.canned", "--port", str(port), port=port, core=LOAD_CORE)
+    return _at(f"http://127.0.0.1:{port}")
+
+
+def _at(url: str) -> dict[str, str]:
+    """A store on the DynamoDB that listens there."""
+    named = {table.setting: name for name, table in TABLES.items()}
+    return {"HEADRACE_STORE": DYNAMODB, **named, "AWS_ENDPOINT_URL_DYNAMODB": url}
 
 
 def _in_file(processes: Processes) -> dict[str, str]:
@@ -259,7 +285,6 @@ def _start_service(
     pid = processes.python(module, port=port, environ=environ)
     tokens = [_id_token(f"{issuer}/token", f"user-{number}") for number in range(_USERS)]
     headers = [f"Authorization: Bearer {token}\r\n" for token in tokens]
-    tables = (store.get(table.setting, "") for table in (USAGE, INVOCATIONS))
     place = store["HEADRACE_STORE"]
     return Running(
         pid,
@@ -267,7 +292,7 @@ def _start_service(
         _runtime_path,
         end_mark='{"invocationCompleted"',
         headers=headers,
-        store=":".join((DYNAMODB, *tables)) if place == DYNAMODB else place,
+        store=":".join((DYNAMODB, *TABLES)) if place == DYNAMODB else place,
         environ={**AWS, **store},
     )
 
