@@ -6,6 +6,7 @@ A function asks only for plans that its scenario has listed, so that subjects wi
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ _PACE_US = 20_000
 _SPARE_S = 1.0
 _SETTLE_S = 1.0
 _BEGIN_S = 40.0
+_ENDED_S = 60.0
 _STALLED_READERS = 5
 _HANG_UPS = 1_000
 _FEWER = {"litellm": 100, "portkey": 200, "obvious": 400}
@@ -69,7 +71,7 @@ SHAPE_OFFERS = {
     "burst_": Offer(800, 4 * _PACE_US, 4, ramp_s=2.0),
     "low_": Offer(50, 50_000, ramp_s=2.0),
 }
-BUSY = Offer(200, _PACE_US, ramp_s=1.0, begin_s=_BEGIN_S)
+BUSY = Offer(200, _PACE_US, ramp_s=1.0, begin_s=20.0)
 MANY = (0, 4_000)
 """Silent streams that are open beside the busy ones."""
 
@@ -166,6 +168,17 @@ def requests(bed: Bed) -> Figures:
 def idle(bed: Bed, streams: int) -> Figures:
     """Streams whose upstream says nothing after its first delta: what one holds, and what heartbeats cost."""
     streams = min(streams, _FEWER_SILENT.get(bed.name, streams))
+    found = silent(bed, streams)
+    return {
+        "streams": streams,
+        "begun": found["begun"],
+        "kb": found["mb"] * 1024 / streams,
+        "ms_per_s": found["ms"] / (streams / 1_000),
+    }
+
+
+def silent(bed: Bed, streams: int) -> Figures:
+    """A second with so many silent streams, or with none."""
     result = bed.load(
         SILENT,
         streams=streams,
@@ -176,10 +189,10 @@ def idle(bed: Bed, streams: int) -> Figures:
         limit_s=180.0,
     )
     return {
-        "streams": streams,
         "begun": result.begun,
-        "kb": _growth_bytes(result, 0, 1) / streams / 1024,
-        "ms_per_s": result.cpu_s["subject"] / result.window_s * 1e3 / (streams / 1_000),
+        "mb": _growth_bytes(result, 0, 1) / 2**20,
+        "ms": result.cpu_s["subject"] / result.window_s * 1e3,
+        "ms_main": result.cpu_s["subject main"] / result.window_s * 1e3,
     }
 
 
@@ -234,9 +247,17 @@ def long_answer(bed: Bed) -> Figures:
 
 
 def many_streams(bed: Bed) -> Figures:
-    """What a delta costs while more and more other streams are open."""
+    """What a delta costs while more and more other streams are open.
+
+    A job outlives its readers: what the window before it has begun has ended when a window begins.
+    """
     figures: Figures = {}
     for silent in MANY:
+        until_s = time.monotonic() + _ENDED_S
+        while bed.upstream.under_way:
+            if time.monotonic() > until_s:
+                raise SubjectFailed("what was asked before does not end")
+            time.sleep(_SPARE_S)
         figures[f"beside_{silent}"] = window(bed, BUSY, stalled=silent, beside=SILENT)["us"]
     return figures | {"flat": figures[f"beside_{MANY[-1]}"] / figures["beside_0"]}
 

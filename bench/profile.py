@@ -1,15 +1,14 @@
-"""Where the time of a delta and an invocation goes: `python -m bench.profile` prints and writes PROFILE.md.
+"""Where the time of Headrace goes: `python -m bench.profile` prints and writes PROFILE.md.
 
 Headrace runs under `sampler`, and beside it `perf record` (where there is perf and it may: as root, or with
-kernel.perf_event_paranoid at most 1), in the middle of the loadings that `saturation` and `requests` measure.
-The cost of a whole delta or invocation is the kernel's accounting, the parts are shares of samples:
+kernel.perf_event_paranoid at most 1), in the middle of loadings that the bench measures. The cost of a whole
+delta, invocation or second is the kernel's accounting, the parts are shares of samples:
 
     by thread and layer    perf: the innermost frame's binary; of the kernel, the system call
     by module              sampler: our modules and others' packages in the event loop's thread
 
-What a delta that is late has waited for is `lateness`'s section, at the end.
-
-Linux only, as the bench.
+A `Case` is one loading; a `Comparison` is some of them, side by side. `profile_tables` makes the page. What a
+delta that is late has waited for is `lateness`'s section, at the end. Linux only, as the bench.
 """
 
 import json
@@ -19,18 +18,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench import lateness
-from bench.loadings import ONE_DELTA, requests, saturating, window
+from bench.loadings import BUSY, MANY, ONE_DELTA, SILENT, requests, saturating, silent, window
 from bench.measuring import FULL, WARM_UP, Bed, Figures
 from bench.processes import Processes, SubjectFailed
-from bench.report import as_markdown
+from bench.profile_tables import Profile, section, side_by_side
 from bench.sampler import SAMPLES
 from bench.scenarios import HEADRACE, TLS_STREAMS
 from bench.script import Plan
@@ -42,20 +43,21 @@ from bench.subjects import (
 )
 
 PAGE = Path(__file__).with_name("PROFILE.md")
-_EFFORT = replace(FULL, window_s=8.0)
+_EFFORT = replace(FULL, window_s=8.0, idle_s=14.0)
 _LOOK_S = 4
 _HZ = 499
+_QUIET_HZ = 2_999
 _TITLE = """# Where the time goes
 
-Made by `python -m bench.profile`: Headrace on SQLite, everything on, in the middle of what `saturation` and
-`requests` of the [bench](README.md) measure; *on DynamoDB* is `requests` on the one that answers at once. A
-whole is the kernel's accounting (the samplers make it a little dearer than it is in the
-[results](RESULTS.md)), the parts are shares of samples. *Module*: whose Python runs, with what it calls of
-the standard library, in C and in the kernel; what the event loop does in C (poll, read, write) is its own or
-that of the module that it calls next. *Layer*: the binary that runs; of the kernel, the system call.
+Made by `python -m bench.profile`: Headrace on SQLite, everything on, in the middle of what `saturation`,
+`requests`, `idle` and `many-streams` of the [bench](README.md) measure; *on DynamoDB* is `requests` on the
+one that answers at once. A whole is the kernel's accounting (the samplers make it a little dearer than it is
+in the [results](RESULTS.md)), the parts are shares of samples. *Module*: whose Python runs, with what it
+calls of the standard library, in C and in the kernel; what the event loop does in C (poll, read, write) is
+its own or that of the module that it calls next. *Layer*: the binary that runs; of the kernel, the system
+call.
 """
 _WAIT_S = 10.0
-_SMALL = 0.01
 _SYSTEM_CALL = re.compile(r" (?:__x64_sys|__arm64_sys|__sys|ksys)_(\w+)")
 _LAYERS = (
     ("interpreter", r"libpython|^python3?"),
@@ -79,9 +81,23 @@ class Case:
     after_s: int
     whole_us: Callable[[Figures], tuple[float, float]]
     """Of the event loop's thread and of the others."""
+    plans: Sequence[Plan] = ()
+    """What else is asked for."""
+    look_s: int = _LOOK_S
+    is_quiet: bool = False
+    """There is too little to sample: the sampler times each call, and perf looks more often."""
     tls: bool = False
     """To the upstream."""
     start: Start = start_headrace_sampled
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cases to be looked at side by side, each a column of that title."""
+
+    title: str
+    says: str
+    cases: Sequence[Case]
 
 
 CASES = (
@@ -118,15 +134,44 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What was found: the two wholes in us, samples by thread and layer, nanoseconds by module."""
+def _second(title: str, streams: int) -> Case:
+    """A second with so many silent streams; the look has a heartbeat of each."""
+    return Case(
+        title,
+        SILENT,
+        lambda bed: silent(bed, streams),
+        after_s=5 if streams else 2,
+        whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
+        look_s=10,
+        is_quiet=True,
+        start=partial(start_headrace_sampled, calls=True),
+    )
 
-    main_us: float
-    threads_us: float
-    layers: Mapping[tuple[bool, str], int]
-    """(Is it the event loop's thread, the layer)."""
-    modules: Mapping[str, int]
+
+def _beside(title: str, silent: int) -> Case:
+    return Case(
+        title,
+        BUSY.plan(_EFFORT),
+        lambda bed: window(bed, BUSY, stalled=silent, beside=SILENT),
+        after_s=10 if silent else 4,
+        whole_us=lambda found: (found["us_main"], found["us_threads"]),
+        plans=[SILENT],
+    )
+
+
+COMPARISONS = (
+    Comparison(
+        "A second of silence",
+        "us of CPU a second: of a process with no stream at all, and with 2,000 silent ones, which have 200"
+        " heartbeats. Modules: calls are timed instead of sampled, which makes short ones dearer.",
+        [_second("no stream", 0), _second("2,000 silent streams", 2_000)],
+    ),
+    Comparison(
+        "A delta beside silent streams",
+        "us a delta, of 200 streams of 50 deltas/s; all that the process does is divided by them.",
+        [_beside("alone", MANY[0]), _beside(f"{MANY[-1]:,} silent streams beside", MANY[-1])],
+    ),
+)
 
 
 def layer_of(stack: list[str]) -> str:
@@ -162,29 +207,54 @@ def modules(samples: Iterable[tuple[int, str, int]], first_s: int, last_s: int) 
 def _profile(case: Case) -> Profile:
     with Processes() as processes:
         upstream = start_upstream(processes, tls=case.tls)
-        running = case.start(processes, upstream, [WARM_UP, case.plan])
+        running = case.start(processes, upstream, [WARM_UP, case.plan, *case.plans])
         bed = Bed(processes, upstream, running, HEADRACE, _EFFORT)
         bed.warm_up()
         first_s = int(time.monotonic()) + case.after_s
-        with _recorded(running.pid, processes.folder / "perf.data", case.after_s) as recording:
+        with (
+            _recorded(running.pid, processes.folder / "perf.data", case) as recording,
+            _timed(running.pid, case),
+        ):
             figures = case.figures(bed)
         script = _script(recording)
         samples = _samples(running.pid, processes.folder / SAMPLES)
     main_us, threads_us = case.whole_us(figures)
-    return Profile(
-        main_us, threads_us, layers(script, running.pid), modules(samples, first_s, first_s + _LOOK_S)
-    )
+    found = modules(samples, first_s, first_s + case.look_s)
+    return Profile(main_us, threads_us, layers(script, running.pid), found)
 
 
 @contextmanager
-def _recorded(pid: int, path: Path, after_s: int) -> Iterator[Path]:
+def _timed(pid: int, case: Case) -> Iterator[None]:
+    """Tell the sampler of a quiet case when the look begins and ends."""
+    edges_s = (case.after_s, case.after_s + case.look_s) if case.is_quiet else ()
+    timers = [threading.Timer(edge_s, os.kill, (pid, signal.SIGUSR1)) for edge_s in edges_s]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+@contextmanager
+def _recorded(pid: int, path: Path, case: Case) -> Iterator[Path]:
     """Let perf look at a process for a while; without perf, or where it may not, there is no file."""
     perf = shutil.which("perf")
     if perf is None:
         yield path
         return
-    command = [perf, "record", "-o", str(path), "-e", "cpu-clock", "-F", str(_HZ), "-g"]
-    command += ["-D", str(after_s * 1000), "-p", str(pid), "--", "sleep", str(after_s + _LOOK_S)]
+    hz = _QUIET_HZ if case.is_quiet else _HZ
+    command = [perf, "record", "-o", str(path), "-e", "cpu-clock", "-F", str(hz), "-g"]
+    command += [
+        "-D",
+        str(case.after_s * 1000),
+        "-p",
+        str(pid),
+        "--",
+        "sleep",
+        str(case.after_s + case.look_s),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as recording:
         try:
             yield path
@@ -211,55 +281,13 @@ def _samples(pid: int, path: Path) -> list[tuple[int, str, int]]:
     return found
 
 
-def section(title: str, profile: Profile) -> str:
-    """The tables of one profile; what takes less than a hundredth is one line."""
-    whole = (
-        f"{profile.main_us:,.1f} us of CPU in the event loop's thread, {profile.threads_us:,.1f} in others."
-    )
-    parts = [f"## {title}", whole, as_markdown(_by_module(profile))]
-    if profile.layers:
-        parts.append(as_markdown(_by_layer(profile)))
-    return "\n\n".join(parts)
-
-
-def _by_module(profile: Profile) -> list[list[str]]:
-    whole = sum(profile.modules.values()) or 1
-    rows = [["module, in the event loop's thread", "share", "us"]]
-    shares = {module: used / whole for module, used in profile.modules.items()}
-    return rows + _rows((module, share, share * profile.main_us) for module, share in shares.items())
-
-
-def _by_layer(profile: Profile) -> list[list[str]]:
-    wholes = {True: profile.main_us, False: profile.threads_us}
-    rows = [["layer", "share of its thread's", "us"]]
-    for is_loop, said in ((True, ""), (False, "other threads: ")):
-        found = {layer: count for (main, layer), count in profile.layers.items() if main is is_loop}
-        whole = sum(found.values()) or 1
-        rows += _rows(
-            (said + layer, count / whole, count / whole * wholes[is_loop]) for layer, count in found.items()
-        )
-    return rows
-
-
-def _rows(parts: Iterable[tuple[str, float, float]]) -> list[list[str]]:
-    known = sorted(parts, key=lambda part: part[1], reverse=True)
-    large = [part for part in known if part[1] >= _SMALL]
-    small = known[len(large) :]
-    if small:
-        large.append((f"{len(small)} more", sum(part[1] for part in small), sum(part[2] for part in small)))
-    return [[name, f"{share:.0%}", f"{us:,.2f}"] for name, share, us in large]
-
-
-def page(profiles: Mapping[str, Profile]) -> str:
-    """PROFILE.md, whole."""
-    return (
-        "\n\n".join([_TITLE.strip(), *(section(title, profile) for title, profile in profiles.items())])
-        + "\n"
-    )
-
-
 def main() -> int:
-    made = page({case.title: _profile(case) for case in CASES}) + f"\n{lateness.measured()}\n"
+    sections = [section(case.title, _profile(case)) for case in CASES]
+    sections += [
+        side_by_side(each.title, each.says, {case.title: _profile(case) for case in each.cases})
+        for each in COMPARISONS
+    ]
+    made = "\n\n".join([_TITLE.strip(), *sections, lateness.measured()]) + "\n"
     PAGE.write_text(made, encoding="utf-8")
     print(made)
     return 0

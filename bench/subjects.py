@@ -29,7 +29,7 @@ from bench.delays import DELAYS
 from bench.loads import Asking
 from bench.port_shape import SHAPES
 from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
-from bench.sampler import SAMPLES
+from bench.sampler import CALLS, SAMPLES
 from bench.script import DELTA_MARK, Plan
 from local.dynamodb import DynamoDbLocal, EmulatorDied
 from local.emulators import EmulatorMissing
@@ -190,9 +190,11 @@ def start_headrace(processes: Processes, upstream: Upstream, plans: Sequence[Pla
     return _start_service(processes, upstream, plans, _in_file(processes))
 
 
-def start_headrace_sampled(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
-    """The same under `sampler`, which writes its samples to the measurement's folder."""
-    samples = {SAMPLES: str(processes.folder / SAMPLES)}
+def start_headrace_sampled(
+    processes: Processes, upstream: Upstream, plans: Sequence[Plan], *, calls: bool = False
+) -> Running:
+    """The same under `sampler`, which writes its samples, or the times of calls, to its folder."""
+    samples = {CALLS if calls else SAMPLES: str(processes.folder / SAMPLES)}
     return _start_service(processes, upstream, plans, _in_file(processes) | samples, module="bench.sampler")
 
 

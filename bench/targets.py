@@ -64,7 +64,9 @@ _A_DELTA = "the kernel's read and write, most of what a copy costs; Python (PROF
 _A_LATE_DELTA = "PROFILE.md, *A delta that is late*"
 _LITELLM = "20 times below LiteLLM is, with what it costs here, 1.2 copies"
 _AN_INVOCATION = "Python from the request's head to the log line (PROFILE.md, *An invocation*)"
-_A_STREAM = "request, response, upstream connection, log, and the frames of the coroutines that wait"
+_A_STREAM = (
+    "README.md, *idle*: request, response, upstream connection, log, and frames of coroutines that wait"
+)
 
 TARGETS = (
     Target(
@@ -135,7 +137,8 @@ TARGETS = (
         "ms CPU a second for 1,000 silent streams",
         _of("idle", "ms_per_s"),
         2.5,
-        bounded_by="100 heartbeats a second, each a write in the kernel; the process's own rounds",
+        bounded_by="100 heartbeats, half of each the kernel's write, and the process's own wake-ups"
+        " (PROFILE.md, *A second of silence*)",
     ),
     Target(
         "CPU a delta, answer of 200,000 to answers of 20,000",
@@ -147,7 +150,8 @@ TARGETS = (
         "CPU a delta, 4,000 silent streams beside to none",
         _of("many-streams", "flat"),
         1.2,
-        bounded_by="the silent streams' heartbeats, and caches that more objects share",
+        bounded_by="heartbeats, and caches that more objects share"
+        " (PROFILE.md, *A delta beside silent streams*)",
     ),
     Target(
         "bytes that an invocation leaves in memory",

@@ -19,7 +19,8 @@ The path of one invocation, in reading order; in brackets the parts that a stati
     12  ledger              what was held is settled by what was used; the end is stored, then shown
 
 The words they share: invocations, events, errors, config. What is durable: stores. What is observed:
-telemetry. What authors of agents import: agents. The command line (cli, client) talks HTTP like any other
-client and imports none of these, but for the commands of operators (operate), which go to the store.
+telemetry. Which wake-ups and timers they share: beat, timeouts. What authors of agents import: agents. The
+command line (cli, client) talks HTTP like any other client and imports none of these, but for the commands of
+operators (operate), which go to the store.
 docs/architecture.md has the same path with what the job looks like at each station.
 """

@@ -30,6 +30,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.app import Drain, create_app
+from service.beat import BEAT_S, until_beat_s
 from service.config import Catalog, ConfigError, Settings
 from service.protocol import Protocol
 from service.telemetry import configure_logging
@@ -107,11 +108,23 @@ class _Server(uvicorn.Server):
     """uvicorn's server, draining before it stops."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, hard_stop: HardStop) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = asyncio.Event()
         super().__init__(config)
         self._drain = drain
         self._hard_stop = hard_stop
         self._draining: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether the server is to stop: uvicorn looks at it, and sets it as we do."""
+        return self._should_exit
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        self._should_exit = value
+        if value and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)  # perhaps from a signal's frame
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
@@ -127,6 +140,13 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+
+    async def main_loop(self) -> None:
+        """Keep the `Date` header right until the server is to stop: uvicorn's wakes up ten times a second."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(until_beat_s(BEAT_S, asyncio.get_running_loop().time())):
+                    await self._stopping.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the drain; at the second signal, stop at once."""

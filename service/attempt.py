@@ -32,6 +32,7 @@ from service.log import AttemptLog
 from service.models import Deliver
 from service.runtimes import Call, InvocationInput, Runtime
 from service.stores import Ending, HandOver, Pause, Store
+from service.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class RunningAttempt:
     Args:
         is_held: Tells whether this process's lease is held.
         held: Waits until it is.
+        deadlines: Those of all attempts.
         usage_grace_s: How long a cancelled model call is read on for its usage.
         held_turn: The turn whose hold was made before the attempt began, if one was; if its model call never
             begins, nothing is charged for it.
@@ -91,6 +93,7 @@ class RunningAttempt:
         now_ms: Callable[[], int],
         is_held: Callable[[], bool],
         held: Callable[[], Awaitable[None]],
+        deadlines: Timeouts,
         usage_grace_s: float,
         held_turn: int | None,
     ) -> None:
@@ -110,6 +113,8 @@ class RunningAttempt:
         self._now_ms = now_ms
         self._is_held = is_held
         self._held = held
+        self._deadlines = deadlines
+        self.slot = -1
         self._usage_grace_s = usage_grace_s
         self._held_turn = held_turn
         self._entered = False
@@ -261,7 +266,7 @@ class RunningAttempt:
             return self._stopped()
         if runtime is None or remaining_s <= 0:
             return self._failed(DeadlineExceeded(_DEADLINE))
-        deadline = asyncio.get_running_loop().call_later(remaining_s, self._pass_deadline)
+        self._deadlines.watch(self, asyncio.get_running_loop().time() + remaining_s)
         try:
             outcome = await runtime.run(self.given, self)
         except _HandedOver:
@@ -283,11 +288,12 @@ class RunningAttempt:
             logger.exception("runtime failed", extra={"invocation_id": self.invocation.invocation_id})
             return self._failed(InternalError("The failure has been logged with this invocation's id."))
         finally:
-            deadline.cancel()
+            self._deadlines.cancel(self)
         completed = {"stopReason": outcome.stop_reason, "usage": self.ledger.total.as_json()}
         return _Decision(State.COMPLETED, encode("invocationCompleted", completed))
 
-    def _pass_deadline(self) -> None:
+    def look(self, _now_s: float) -> None:
+        """Stop at the deadline, which has passed: `deadlines` call this then."""
         self.interrupt(DeadlineExceeded(_DEADLINE))
 
     def _stopped(self) -> "_Decision | Stop":

@@ -12,6 +12,7 @@ what)
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -62,7 +63,7 @@ class ModelName(NamedTuple):
         return cls(upstream, model_id)
 
     def __str__(self) -> str:
-        return f"{self.upstream}/{self.model_id}"
+        return sys.intern(f"{self.upstream}/{self.model_id}")  # each running attempt keeps it, three times
 
     @property
     def shown(self) -> str:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from service.beat import BEAT_S
 from service.config import ServiceConfig
 from service.errors import (
     Draining,
@@ -69,7 +70,7 @@ class Follow:
         self._now_s = now_s
         self._presence = presence
         self._abandonable = frozenset(abandonable)
-        self.wheel = Wheel(config.heartbeat_s, clock)
+        self.wheel = Wheel(min(config.heartbeat_s / 10, BEAT_S), clock)
         # The wheel looks at most one tick late: so silence never lasts longer than `heartbeat_s`.
         self._pace = Pace(config.heartbeat_s - self.wheel.tick_s, config.write_timeout_s)
         self._readers: dict[Reader, _Opened] = {}

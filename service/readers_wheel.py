@@ -6,7 +6,9 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
+
+from service.beat import until_beat_s
 
 
 class Turned(Protocol):
@@ -25,10 +27,8 @@ class Wheel:
     the cost is per heartbeat interval, not per delta.
     """
 
-    TICKS_PER_HEARTBEAT: Final = 10
-
-    def __init__(self, heartbeat_s: float, clock: Callable[[], float]) -> None:
-        self.tick_s = heartbeat_s / self.TICKS_PER_HEARTBEAT
+    def __init__(self, tick_s: float, clock: Callable[[], float]) -> None:
+        self.tick_s = tick_s
         self._clock = clock
         self._slots: dict[int, set[Turned]] = {}
         self.now = clock()
@@ -54,7 +54,7 @@ class Wheel:
     async def run(self) -> None:
         """Turn for ever; cancel it when the last reader has gone."""
         while True:
-            await asyncio.sleep(self.tick_s)
+            await asyncio.sleep(until_beat_s(self.tick_s, self._clock()))
             self.turn()
 
     def turn(self) -> None:

@@ -25,10 +25,12 @@ from service.log import AttemptLog, GroupCommit, Log
 from service.policies import PolicyWatch
 from service.runtimes import InvocationInput, Runtime
 from service.stores import Store
+from service.timeouts import Timeouts
 
 logger = logging.getLogger(__name__)
 
 HAND_OVER_GRACE_S: Final = 5.0
+DEADLINE_TICK_S: Final = 1 / 16
 # One principal may have at most this many times as much of a process as is free (alone, four fifths of it),
 # so no process fills up with one principal's work. Dynamic thresholds: https://doi.org/10.1109/90.664262
 FAIR_SHARE: Final = 4
@@ -58,6 +60,7 @@ class Runner:
         self._is_held, self._held, self._limits_of = lease.is_held, lease.held, policies.limits_of
         self._on_attempt_finished = on_attempt_finished
         self._running: dict[str, RunningAttempt] = {}
+        self._deadlines = Timeouts(DEADLINE_TICK_S)
         self._admitting = 0
         self._by_principal: Counter[str] = Counter()  # running and being admitted
         self._idle = asyncio.Event()
@@ -76,6 +79,11 @@ class Runner:
     def attempts(self) -> dict[str, int]:
         """What runs here: invocation id -> attempt."""
         return {invocation_id: running.invocation.attempt for invocation_id, running in self._running.items()}
+
+    @property
+    def invocation_ids(self) -> list[str]:
+        """What runs here: the same without a look at each attempt."""
+        return list(self._running)
 
     @property
     def is_draining(self) -> bool:
@@ -198,6 +206,7 @@ class Runner:
             now_ms=self._now_ms,
             is_held=self._is_held,
             held=self._held,
+            deadlines=self._deadlines,
             usage_grace_s=self._config.usage_grace_s,
             held_turn=held_turn,
         )

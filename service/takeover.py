@@ -10,12 +10,12 @@ what it then does here is what a first attempt does, in `runner`.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from service.attempt import LONGEST_POSTPONEMENT_S, Stop
+from service.beat import BEAT_S, until_beat_s
 from service.config import Catalog, Limits
 from service.errors import (
     AttemptsExhausted,
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 CLAIMS_AT_ONCE: Final = 16
 MAX_LOST_ATTEMPTS: Final = 3
-LONGEST_LOOK_S: Final = 2.0
-HEED_S: Final = 0.5
+LONGEST_LOOK_S: Final = 2 * BEAT_S
+HEED_S: Final = BEAT_S
 # A look for our own orphans reads all that this process holds; they are a minute old anyway.
 ORPHANS_EVERY_S: Final = 15.0
 
@@ -100,7 +100,7 @@ class Takeover:
             except StoreUnavailable:
                 logger.debug("no look for what others have left")  # `leases` says so once for the process
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._look_s * random.uniform(0.8, 1.0)):  # noqa: S311 (jitter)
+                async with asyncio.timeout(_until_beat_s(self._look_s)):
                     await self._woken.wait()
 
     async def heed(self) -> None:
@@ -112,7 +112,7 @@ class Takeover:
                         self._runner.cancel(invocation_id, "requested")
                 except StoreUnavailable:
                     logger.debug("no look for cancellations")  # as above
-            await asyncio.sleep(HEED_S)
+            await asyncio.sleep(_until_beat_s(HEED_S))
 
     async def claim_expired(self) -> int:
         """Claim what nobody runs any more, as far as there is room; returns how many, at most
@@ -126,7 +126,7 @@ class Takeover:
             self._owner,
             self._now_ms(),
             limit=limit,
-            running=self._runner.attempts.keys() if is_due else None,
+            running=self._runner.invocation_ids if is_due else None,
             runtimes=self._catalog.runtimes.keys(),
         )
         if is_due:
@@ -255,3 +255,7 @@ class Takeover:
         if self._policies.refusal(given.sub, given.origin_jti) is not None:
             return None
         return self._policies.limits_of(given.sub, given.groups)
+
+
+def _until_beat_s(every_s: float) -> float:
+    return until_beat_s(every_s, asyncio.get_running_loop().time())

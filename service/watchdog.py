@@ -1,7 +1,7 @@
 """The watchdog: a thread that finds an event loop which is blocked, and says by which code.
 
-    every 0.25 s: a probe into each loop ── answered ──> fine
-                                         └─ not for 1 s ──> its thread's stack, and whose task it is, are told
+    every 0.9 s: a probe into each loop ── answered ──> fine
+                                        └─ not for 1 s ──> its thread's stack, and whose task it is, are told
 
 `agent_loops` starts it. What it finds it hands to who observes (`telemetry`), once when a loop is blocked and
 once when it goes on; it changes nothing. The stack has source lines, and no values.
@@ -17,8 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.beat import BEAT_S, until_beat_s
+
 BLOCKED_S: Final = 1.0
-LOOK_S: Final = 0.25
+LOOK_AGAIN_S: Final = 0.1
 AGENT_TASK: Final = "agent "
 """How the names of the tasks begin that run an agent; the rest is the invocation's id."""
 
@@ -71,18 +73,23 @@ class Watchdog:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(LOOK_S):
-            self.look()
+        rest_s = BEAT_S
+        while not self._stopped.wait(rest_s):
+            is_fine = self.look()
+            rest_s = until_beat_s(BEAT_S, time.monotonic()) if is_fine else LOOK_AGAIN_S
 
-    def look(self) -> None:
-        """Look at each loop once, and send it the next probe."""
+    def look(self) -> bool:
+        """Look at each loop once, and send it the next probe; False: one has not answered the last one."""
+        is_fine = True
         for watched, probe in self._probes:
             if probe.answered_at is None:
+                is_fine = False
                 self._look_at_silent(watched, probe)
             else:
                 if probe.is_told:
                     self._say(watched, probe, probe.answered_at, blocked=False)
                 self._send(watched, probe)
+        return is_fine
 
     def _look_at_silent(self, watched: Watched, probe: _Probe) -> None:
         now = self._clock()

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Final
 
 LAYERS: Final[dict[int, set[str]]] = {
-    0: {"errors", "invocations", "events", "config"},
+    0: {"errors", "invocations", "events", "config", "beat", "timeouts"},
     1: {"models", "stores", "stores.values", "runtimes"},
     2: {
         *("identity", "jose", "keys"),

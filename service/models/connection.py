@@ -15,12 +15,14 @@ after a whole response and nothing beyond it, so every failure and every cancell
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, cast
 
 import httptools
 
 from service.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from service.timeouts import Timeouts
 
 Sink = Callable[[bytes], Awaitable[None] | None]
 """Take what one read brought. An awaitable means: read no more until it is done. Raising ends it all."""
@@ -37,6 +39,14 @@ COLLECTED_LIMIT_BYTES: Final = 64 * 1024
 # NAT gateways, interface endpoints and NLBs drop a flow silently after 350 s without a packet:
 # https://aws.amazon.com/blogs/networking-and-content-delivery/implementing-long-running-tcp-connections-within-vpc-networking/
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
+
+
+class Silence(Timeouts):
+    """How long exchanges wait for the next byte; it is told late by at most a sixteenth of it, or 1 s."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(min(limit_s / 16, 1.0))
+        self.limit_s = limit_s
 
 
 class Withheld(Exception):
@@ -69,13 +79,13 @@ class Exchange:
         "_on_head",
         "_parts",
         "_read_at",
-        "_silence_s",
+        "_silence",
         "_sink",
-        "_timer",
         "_transport",
         "_woken",
         "headers",
         "on_body",
+        "slot",
         "status",
         "streams",
     )
@@ -84,17 +94,18 @@ class Exchange:
         self,
         transport: asyncio.Transport,
         on_head: OnHead,
-        silence_s: float,
+        silence: Silence,
         on_close: Callable[[bool], None],
     ) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.streams = False
+        self.slot = -1
         self._transport = transport
         self._on_head = on_head
         self._on_close = on_close
         self._sink: Sink | None = None
-        self._collected = bytearray()
+        self._collected = b""
         self._parts: list[bytes] = []
         self.on_body = self._parts.append  # what httptools calls for each part of a body
         self._http = httptools.HttpResponseParser(self)
@@ -107,15 +118,15 @@ class Exchange:
         self._gate: Awaitable[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._woken = self._loop.create_future()  # done: `_step` has something to do
-        self._silence_s = silence_s
+        self._silence = silence
         self._read_at = self._loop.time()
-        self._timer = self._loop.call_later(silence_s, self._check_silence)
+        silence.watch(self, self._read_at + silence.limit_s)
 
     async def head(self) -> None:
         """Wait until `status` and `headers` are known.
 
         Raises:
-            UpstreamTimeout: No byte came for `silence_s`.
+            UpstreamTimeout: No byte came for too long.
             UpstreamFailed: The response is cut, is not HTTP or is over a limit.
             Exception: What `on_head`, the sink or its awaitable raised.
         """
@@ -127,13 +138,13 @@ class Exchange:
         while True:
             await self._step()
             if self._complete:
-                return bytes(self._collected)
+                return self._collected
 
     def close(self) -> None:
         """Give the connection back if the response was read to its end, else abort it; idempotent."""
         if not self._closed:
             self._closed = True
-            self._timer.cancel()
+            self._silence.cancel(self)
             del self._http  # it refers to us
             if isinstance(self._gate, Coroutine):
                 self._gate.close()  # nobody will await it
@@ -217,15 +228,16 @@ class Exchange:
         if len(self._collected) > COLLECTED_LIMIT_BYTES:
             raise UpstreamFailed("The model backend's error is too large.")
 
-    def _check_silence(self) -> None:
-        # One timer, set again when it fires: a read costs none. Time under a gate is ours, not silence.
-        left_s = self._silence_s
-        if not self._woken.done():
-            left_s += self._read_at - self._loop.time()
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._check_silence)
-        else:
-            self._wake(UpstreamTimeout("The model backend was silent for too long."))
+    def look(self, now_s: float) -> float | None:
+        """Tell a silence that is too long from one that began later than this look was asked for.
+
+        So a read sets no timer. Time under a gate is ours, not silence.
+        """
+        since_s = now_s if self._woken.done() else self._read_at
+        if since_s + self._silence.limit_s > now_s:
+            return since_s + self._silence.limit_s
+        self._wake(UpstreamTimeout("The model backend was silent for too long."))
+        return None
 
     # What httptools calls.
 
@@ -235,7 +247,7 @@ class Exchange:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status == 0:
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            key, text = sys.intern(name.decode("latin-1").lower()), value.decode("latin-1")
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def on_headers_complete(self) -> None:
@@ -257,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
 
     Args:
         buffer: What reads are written to; shared by all connections of a loop: each read is taken at once.
-        silence_s: How long an exchange waits for the next byte.
+        silence: How long an exchange waits for the next byte; shared as well.
         on_free: Called at the end of each exchange, when the next may begin or the connection was aborted.
         on_lost: Called once, when the connection is gone.
     """
@@ -267,27 +279,27 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
         "_exchange",
         "_on_free",
         "_on_lost",
-        "_silence_s",
+        "_silence",
         "_transport",
         "idle_since",
-        "lost",
+        "is_lost",
     )
 
     def __init__(
         self,
         buffer: memoryview,
-        silence_s: float,
+        silence: Silence,
         on_free: Callable[["Connection"], None],
         on_lost: Callable[["Connection"], None],
     ) -> None:
         self._buffer = buffer
-        self._silence_s = silence_s
+        self._silence = silence
         self._on_free = on_free
         self._on_lost = on_lost
         self._transport: asyncio.Transport
         self._exchange: Exchange | None = None
         self.idle_since = 0.0
-        self.lost = asyncio.get_running_loop().create_future()
+        self.is_lost = False
 
     def begin(
         self, request: tuple[bytes, bytes], on_head: OnHead, may_send: MaySend = lambda: True
@@ -302,7 +314,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
             raise UpstreamUnavailable("The model backend closed the connection at once.")
         if not may_send():
             raise Withheld
-        self._exchange = Exchange(self._transport, on_head, self._silence_s, self._over)
+        self._exchange = Exchange(self._transport, on_head, self._silence, self._over)
         self._transport.writelines(request)
         return self._exchange
 
@@ -344,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):  # not a Protocol too: uvloop would 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._exchange is not None:
             self._exchange.connection_lost(exc)
-        self.lost.set_result(None)
+        self.is_lost = True
         self._on_lost(self)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from service.errors import UpstreamMisconfigured, UpstreamUnavailable
-from service.models.connection import Connection, Exchange, MaySend, OnHead
+from service.models.connection import Connection, Exchange, MaySend, OnHead, Silence
 
 CONNECT_TIMEOUT_S: Final = 5.0
 # AWS closes connections that are idle for 20 s, says the source of aiobotocore, and takes 12:
@@ -49,7 +49,7 @@ class ConnectionPool:
         self._host = host
         self._port = port
         self._tls = tls
-        self._silence_s = silence_s
+        self._silence = Silence(silence_s)
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._slots = asyncio.Semaphore(limit)
@@ -58,6 +58,7 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()  # the longest unused first
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._emptied: asyncio.Future[None] | None = None  # made by `aclose`
         self._told = (self._free, self._forget)  # bound once, not for each connection
 
     async def begin(
@@ -99,18 +100,18 @@ class ConnectionPool:
         self._closed = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
-        lost = [connection.lost for connection in self._open]
         for connection in list(self._open):
             connection.abort()
-        if lost:
-            await asyncio.wait(lost)
+        if self._open:
+            self._emptied = self._emptied or asyncio.get_running_loop().create_future()
+            await self._emptied
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._buffer, self._silence_s, *self._told),
+                    lambda: Connection(self._buffer, self._silence, *self._told),
                     self._host,
                     self._port,
                     ssl=self._tls,
@@ -119,7 +120,7 @@ class ConnectionPool:
             raise UpstreamMisconfigured("The model backend's certificate is not trusted here.") from exc
         except OSError as exc:  # TLS errors, failed look-ups and TimeoutError are its subclasses
             raise UpstreamUnavailable("No connection to the model backend could be made.") from exc
-        if not connection.lost.done():
+        if not connection.is_lost:
             self._open.add(connection)
         if self._closed:
             connection.abort()  # `begin` will say so
@@ -152,6 +153,8 @@ class ConnectionPool:
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
+        if self._emptied is not None and not self._open and not self._emptied.done():
+            self._emptied.set_result(None)
         if connection in self._idle:
             self._idle.remove(connection)
 

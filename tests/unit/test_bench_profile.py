@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import pytest
 
-from bench.profile import Profile, layer_of, layers, modules, section
-from bench.sampler import LOOP, Sampler, charged
+from bench.profile import layer_of, layers, modules
+from bench.profile_tables import Profile, section, side_by_side
+from bench.sampler import LOOP, STANDARD, CallTimer, Sampler, by_module, charged
+from service import wire
 
 READ = [
     "ffffffff81b04f59 tcp_recvmsg ([kernel.kallsyms])",
@@ -75,8 +77,26 @@ def test_the_parts_add_up_to_the_whole() -> None:
     assert "| uvloop | 100% | 20.00 |\n| other threads: SQLite | 100% | 2.00 |" in made
 
 
+def test_side_by_side_each_profile_is_a_column_and_the_dearest_says_what_is_small() -> None:
+    alone = Profile(10.0, 1.0, {(True, "uvloop"): 1, (False, "SQLite"): 1}, {"uvicorn": 9, "small": 1})
+    beside = Profile(
+        200.0, 3.0, {(True, "uvloop"): 1, (True, "kernel: write"): 3}, {"uvicorn": 99, "tiny": 1}
+    )
+
+    made = side_by_side("A delta", "us a delta.", {"alone": alone, "beside": beside})
+
+    assert "us a delta.\n\n| module, in the event loop's thread | alone | beside |" in made
+    assert "| *the whole* | 10.0 | 200.0 |\n| uvicorn | 9.00 | 198.00 |\n| tiny | 0.00 | 2.00 |" in made
+    assert "| 1 more | 1.00 | 0.00 |" in made
+    assert "| kernel: write | 0.00 | 150.00 |\n| uvloop | 10.00 | 50.00 |" in made
+    assert "| *other threads: the whole* | 1.0 | 3.0 |\n| other threads: SQLite | 1.00 | 0.00 |" in made
+
+
 def test_without_perf_there_are_modules_and_no_layers() -> None:
-    assert "layer" not in section("A delta", Profile(20.0, 2.0, {}, {"uvicorn": 1}))
+    profile = Profile(20.0, 2.0, {}, {"uvicorn": 1})
+
+    assert "layer" not in section("A delta", profile)
+    assert "layer" not in side_by_side("A delta", "", {"alone": profile})
 
 
 def frame_in(*names: str) -> FrameType:
@@ -116,3 +136,35 @@ def test_a_sampler_writes_what_its_thread_has_used(tmp_path: Path) -> None:
 
     ((second, module, used_ns),) = json.loads(path.read_text(encoding="utf-8"))
     assert (module, second >= began_s, used_ns > 0) == ("service.wire", True, True)
+
+
+def test_timed_calls_are_charged_to_our_modules_and_others_packages() -> None:
+    def code(file: str) -> CodeType:
+        return compile("", file, "exec")
+
+    names = {"/s/wire.py": "service.wire", "/u/h11.py": "uvicorn.h11", "/b/sampler.py": "bench.sampler"}
+    calls: list[tuple[CodeType | str, float]] = [
+        (code("/s/wire.py"), 2e-6),
+        (code("/s/wire.py"), 1e-6),
+        (code("/u/h11.py"), 4e-6),
+        (code("/b/sampler.py"), 1.0),
+        (code("<string>"), 8e-6),
+    ]
+
+    assert by_module(calls, names) == {"service.wire": 3000, "uvicorn": 4000, STANDARD: 8000}
+
+
+def test_a_call_timer_writes_what_was_called_between_two_signals(tmp_path: Path) -> None:
+    timer, path = CallTimer(tmp_path / "calls"), tmp_path / "calls"
+    began_s = int(time.monotonic())
+
+    timer.toggle(signal.SIGUSR1, None)
+    wire.SSE.heartbeat(wire.Heartbeat("model", 1, 30))
+    timer.toggle(signal.SIGUSR1, None)
+    wire.SSE.heartbeat(wire.Heartbeat("model", 1, 30))
+    timer.write(signal.SIGUSR2, None)
+
+    found = {module: (second, used_ns) for second, module, used_ns in json.loads(path.read_text("utf-8"))}
+    assert found["service.wire"][0] >= began_s
+    assert found["service.wire"][1] > 0
+    assert set(found) <= {"service.wire", STANDARD, LOOP}

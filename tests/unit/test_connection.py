@@ -13,6 +13,7 @@ from service.models.connection import (
     HEAD_LIMIT_BYTES,
     Exchange,
     OnHead,
+    Silence,
     Sink,
 )
 from tests.clock import ManualClock
@@ -74,7 +75,7 @@ def begun(
     def choose(status: int, headers: Mapping[str, str]) -> Sink | None:
         return take if status == 200 else None
 
-    exchange = Exchange(cast(asyncio.Transport, flow), on_head or choose, SILENCE_S, reusable.append)
+    exchange = Exchange(cast(asyncio.Transport, flow), on_head or choose, Silence(SILENCE_S), reusable.append)
     return Taken(exchange, flow, bodies, reusable)
 
 
@@ -348,6 +349,25 @@ async def test_silence_is_measured_from_the_last_byte(clock: ManualClock, reads:
     await clock.advance(0.001)
 
     assert (patient, await task) == (True, UpstreamTimeout.code)
+
+
+@pytest.mark.parametrize(("limit_s", "late_s"), [(900.0, 1.0), (1.6, 0.1)])
+async def test_silence_is_told_at_most_a_second_or_a_sixteenth_late_and_never_early(
+    clock: ManualClock, limit_s: float, late_s: float
+) -> None:
+    silence, looks = Silence(limit_s), list[float]()
+
+    class Looked:
+        slot = -1
+
+        def look(self, now_s: float) -> None:
+            looks.append(now_s)
+
+    due_s = clock.monotonic_s() + limit_s + 0.033
+    silence.watch(Looked(), due_s)
+    await clock.advance(limit_s + 2)
+
+    assert [0 <= look - due_s <= late_s for look in looks] == [True]
 
 
 async def test_time_in_which_the_sink_waits_is_no_silence(clock: ManualClock) -> None:

@@ -211,6 +211,23 @@ def test_a_signal_before_the_start_stops_the_start() -> None:
     assert (server.should_exit, limits) == (True, [119.0])
 
 
+async def test_a_server_keeps_its_date_right_and_ends_as_soon_as_it_is_told(clock: ManualClock) -> None:
+    async with Server.listening(clock, Drain()) as server:
+        server.server_state.default_headers = []
+        serving = asyncio.create_task(server.main_loop())
+        await clock.advance(0)
+        names, server.server_state.default_headers = (
+            [name for name, _ in server.server_state.default_headers],
+            [],
+        )
+        await clock.advance(1.1)
+        again = [name for name, _ in server.server_state.default_headers]
+        server.should_exit = True
+        await clock.advance(0)
+
+        assert (names, again, serving.done()) == ([b"date", b"server"], [b"date", b"server"], True)
+
+
 def test_a_started_server_keeps_the_collector_from_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Any] = []
     monkeypatch.setattr("gc.collect", lambda: steps.append("collect"))

@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from service.errors import UpstreamError, UpstreamFailed, UpstreamUnavailable
-from service.models.connection import Connection
+from service.models.connection import Connection, Silence
 from service.models.pool import CONNECT_TIMEOUT_S, IDLE_S
 from tests.clock import ManualClock
 from tests.pooling import CHUNKED, OK, ask, begin, pooling
@@ -278,9 +278,9 @@ async def test_an_answer_that_comes_before_the_question_was_sent_ends_the_connec
 
 async def test_a_connection_is_kept_alive_and_sends_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        free: list[Connection] = []
+        lost: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         transport, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(memoryview(bytearray(100)), 900.0, free.append, free.append),
+            lambda: Connection(memoryview(bytearray(100)), Silence(900.0), lambda _: None, lost.set_result),
             *listener.getsockname(),
         )
         sock = transport.get_extra_info("socket")
@@ -295,7 +295,7 @@ async def test_a_connection_is_kept_alive_and_sends_at_once() -> None:
 
         with pytest.raises(UpstreamUnavailable) as caught:
             connection.begin((b"", b""), lambda *_: None)
-        await connection.lost
+        assert await lost is connection
 
     assert all(options)
     assert idle_s <= 60

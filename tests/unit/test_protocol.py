@@ -201,6 +201,18 @@ async def streams(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
+async def test_a_connection_has_no_more_attributes_than_are_kept_without_a_dict(clock: ManualClock) -> None:
+    async with Server.listening(clock, Drain(), app=streams) as server:
+        reader, writer = await opened(server)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = server.server_state.connections
+        attributes = vars(connection)
+        writer.close()
+
+        assert len(attributes) <= 30  # SHARED_KEYS_MAX_SIZE of CPython: one more is a dict of 1.2 KB
+
+
 @pytest.mark.promise("unread-bytes-bounded")
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * (PIPELINE_LIMIT + 1), b"no request\r\n\r\n"]

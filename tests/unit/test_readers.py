@@ -38,7 +38,7 @@ class Reading:
         self.store = store
         self.clock = clock
         self.log = Log(started_at=clock.monotonic_s())
-        self.wheel = Wheel(10.0, clock.monotonic_s)
+        self.wheel = Wheel(1.0, clock.monotonic_s)
         self.readers: list[Reader] = []
 
     def publish(self, *events: bytes, ended: bool = False) -> Block:
@@ -380,7 +380,7 @@ def test_the_wheel_looks_at_a_reader_once_per_interval_however_much_it_writes() 
             looks.append(at)
             self.beat_at = at + 10
 
-    wheel = Wheel(10.0, lambda: now)
+    wheel = Wheel(1.0, lambda: now)
     counting: Any = Counting()
     wheel.add(counting)
     for _ in range(1000):

@@ -148,7 +148,7 @@ async def test_an_invocation_that_is_taken_over_without_quota_for_its_turn_waits
     async with serving(clock, answer("Spent.", input_tokens=9900), catalog=TIGHT) as served:
         await served.submit({"prompt": "?", "maxTokens": 9})
         left = await (await LeftBehind(served.store.as_store, clock).create(tokens=1)).begun()
-        await clock.advance(LONGEST_LOOK_S)
+        await clock.advance(LONGEST_LOOK_S + 1)
         record = await record_of(served, left.location)
         async with served.follow(left.location) as exchange:
             await clock.advance(1)

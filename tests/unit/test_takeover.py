@@ -210,7 +210,7 @@ async def test_more_than_one_round_of_dead_invocations_is_found_at_once(clock: M
         for number in range(CLAIMS_AT_ONCE + 4):
             one = LeftBehind(served.store.as_store, clock, invocation_id=f"{DEAD[:-2]}{number:02}")
             await one.create(tokens=1)
-        await clock.advance(LONGEST_LOOK_S)
+        await clock.advance(LONGEST_LOOK_S + 1)
         records = (await served.get(f"{INVOCATIONS}?limit=100")).json()["invocations"]
 
     assert [record["state"] for record in records] == ["completed"] * (CLAIMS_AT_ONCE + 4)
@@ -222,7 +222,7 @@ async def test_a_process_claims_no_more_than_it_has_room_for(clock: ManualClock)
     async with serving(clock, [start(), gate, stop()], catalog=catalog) as served:
         for number in range(3):
             await LeftBehind(served.store.as_store, clock, invocation_id=f"{DEAD[:-1]}{number}").create()
-        await clock.advance(LONGEST_LOOK_S)
+        await clock.advance(LONGEST_LOOK_S + 1)
         attempts = [
             len(record["attempts"]) for record in (await served.get(INVOCATIONS)).json()["invocations"]
         ]
@@ -298,7 +298,7 @@ async def test_a_reader_that_waits_for_a_dead_process_goes_on_with_the_process_t
     async with serving(clock, [start(), text("Anew"), gate, stop()]) as served:
         dead = await (await (await left(served)).begun()).wrote(DELTA)
         async with served.follow(dead.location) as exchange:
-            await clock.advance(LONGEST_LOOK_S)
+            await clock.advance(LONGEST_LOOK_S + 1)
             got = await exchange.whole()
         cursor = events_of(got.body)[-1][1]["reconnect"]["after"]
         async with served.follow(dead.location, last_event_id=cursor) as exchange:
