@@ -105,6 +105,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.openai_compat": {"aioboto3", "aiobotocore", "botocore"} | JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
     "stores.dynamodb": {"aioboto3", "botocore"} | JSON,
+    "protocol": {"httptools"},
     "telemetry": {"aws_lambda_powertools"} | JSON,
 }
 # Of the standard library but somebody's property all the same.
