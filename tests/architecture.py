@@ -93,6 +93,7 @@ THIRD_PARTY_OF_LAYER: Final[dict[int, set[str]]] = {
     5: {"starlette", "uvicorn", "uvloop", "aioboto3", "aiohttp"},
 }
 THIRD_PARTY: Final[dict[str, set[str]]] = {
+    "events": JSON,
     "runtimes": JSON,
     "jose": {"cryptography"},
     "keys": {"cryptography"},
