@@ -29,6 +29,7 @@ LOAD_CORE = 1
 _ROOT = Path(__file__).resolve().parents[1]
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 10.0
+_WRITE_LIMIT_S = 10.0
 _PR_SET_PDEATHSIG = 1  # https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 _LIBC = ctypes.CDLL(None)
 _OURS = ("HEADRACE_", "AWS_", "PYTHON")
@@ -128,6 +129,21 @@ class Processes:
         if process.returncode != 0:
             raise SubjectFailed(f"{module} ended with status {process.returncode}")
         return written.decode()
+
+    def written(self, pid: int, name: str) -> Path:
+        """Let a process that records itself write its file in our folder.
+
+        Raises:
+            SubjectFailed: It did not.
+        """
+        path = self.folder / name
+        os.kill(pid, signal.SIGUSR2)
+        until_s = time.monotonic() + _WRITE_LIMIT_S
+        while not path.exists():
+            if time.monotonic() > until_s:
+                raise SubjectFailed("what was recorded was not written")
+            time.sleep(0.05)
+        return path
 
     def load(self, load: Load) -> Result:
         """Run the load client on its core to its end.

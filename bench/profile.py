@@ -1,4 +1,4 @@
-"""Where the CPU of a delta and of an invocation goes: `python -m bench.profile` prints and writes PROFILE.md.
+"""Where the time of a delta and an invocation goes: `python -m bench.profile` prints and writes PROFILE.md.
 
 Headrace runs under `sampler`, and beside it `perf record` (where there is perf and it may: as root, or with
 kernel.perf_event_paranoid at most 1), in the middle of the loadings that `saturation` and `requests` measure.
@@ -6,6 +6,8 @@ The cost of a whole delta or invocation is the kernel's accounting, the parts ar
 
     by thread and layer    perf: the innermost frame's binary; of the kernel, the system call
     by module              sampler: our modules and others' packages in the event loop's thread
+
+What a delta that is late has waited for is `lateness`'s section, at the end.
 
 Linux only, as the bench.
 """
@@ -24,12 +26,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench import lateness
 from bench.loadings import ONE_DELTA, requests, saturating, window
 from bench.measuring import FULL, WARM_UP, Bed, Figures
 from bench.processes import Processes, SubjectFailed
 from bench.report import as_markdown
 from bench.sampler import SAMPLES
-from bench.scenarios import HEADRACE
+from bench.scenarios import HEADRACE, TLS_STREAMS
 from bench.script import Plan
 from bench.subjects import start_headrace_sampled, start_upstream
 
@@ -55,6 +58,7 @@ _LAYERS = (
     ("SQLite", r"sqlite"),
     ("cryptography, TLS", r"^_rust\.|libcrypto|libssl|^_ssl\.|^_hashlib\."),
     ("HTTP parser", r"^parser\."),
+    ("zlib: checksums, compression", r"^libz\.|^zlib\."),
     ("C library", r"^libc\.|^ld-linux|^\[vdso\]|^libpthread|^libm\."),
 )
 _OTHER = "other modules in C"
@@ -70,6 +74,8 @@ class Case:
     after_s: int
     whole_us: Callable[[Figures], tuple[float, float]]
     """Of the event loop's thread and of the others."""
+    tls: bool = False
+    """To the upstream."""
 
 
 CASES = (
@@ -79,6 +85,14 @@ CASES = (
         lambda bed: window(bed, saturating(HEADRACE)),
         after_s=6,
         whole_us=lambda found: (found["us_main"], found["us_threads"]),
+    ),
+    Case(
+        "A delta over TLS, 30,000/s offered",
+        saturating(HEADRACE, TLS_STREAMS).plan(_EFFORT),
+        lambda bed: window(bed, saturating(HEADRACE, TLS_STREAMS)),
+        after_s=6,
+        whole_us=lambda found: (found["us_main"], found["us_threads"]),
+        tls=True,
     ),
     Case(
         "An invocation of one delta",
@@ -133,7 +147,7 @@ def modules(samples: Iterable[tuple[int, str, int]], first_s: int, last_s: int) 
 
 def _profile(case: Case) -> Profile:
     with Processes() as processes:
-        upstream = start_upstream(processes)
+        upstream = start_upstream(processes, tls=case.tls)
         running = start_headrace_sampled(processes, upstream, [WARM_UP, case.plan])
         bed = Bed(processes, upstream, running, HEADRACE, _EFFORT)
         bed.warm_up()
@@ -231,7 +245,7 @@ def page(profiles: Mapping[str, Profile]) -> str:
 
 
 def main() -> int:
-    made = page({case.title: _profile(case) for case in CASES})
+    made = page({case.title: _profile(case) for case in CASES}) + f"\n{lateness.measured()}\n"
     PAGE.write_text(made, encoding="utf-8")
     print(made)
     return 0

@@ -22,6 +22,7 @@ LOOP = "the event loop"
 _EVERY_S = 0.004
 _GENERATED = "namedtuple_"
 _LOOP_OF = ("uvloop", "bench", "__main__", "runpy")
+_RUNS_IT = ("uvicorn._compat", "uvicorn.server")
 
 
 def charged(frame: FrameType | None) -> str:
@@ -29,7 +30,7 @@ def charged(frame: FrameType | None) -> str:
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         package = name.partition(".")[0]
-        if package in _LOOP_OF:
+        if package in _LOOP_OF or name in _RUNS_IT:
             break
         if package not in sys.stdlib_module_names and not package.startswith(_GENERATED):
             return name if package == "service" else package

@@ -55,7 +55,7 @@ from bench.subjects import (
 HEADRACE = "headrace"
 IN_MEMORY = "headrace, in memory"
 SOAK = "soak"
-_TLS_STREAMS = 600
+TLS_STREAMS = 600
 _IDLE_COLUMNS = (
     Column("streams", "streams", 0),
     Column("begun", "begun", 0),
@@ -161,8 +161,8 @@ _ALL = (
         name="tls",
         subjects={**OURS, **_ON_CHAT},
         columns=_USE_COLUMNS,
-        plans=lambda name, effort: [saturating(name, _TLS_STREAMS).plan(effort)],
-        figures=lambda bed: window(bed, saturating(bed.name, _TLS_STREAMS)),
+        plans=lambda name, effort: [saturating(name, TLS_STREAMS).plan(effort)],
+        figures=lambda bed: window(bed, saturating(bed.name, TLS_STREAMS)),
         tls=True,
         once=("nginx", "obvious"),
         quick=("copy", HEADRACE),

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.certificates import certify
+from bench.delays import DELAYS
 from bench.loads import Asking
 from bench.port_shape import SHAPES
 from bench.processes import LOAD_CORE, Processes, SubjectFailed, free_port
@@ -198,6 +199,12 @@ def start_headrace_sampled(processes: Processes, upstream: Upstream, plans: Sequ
 def start_headrace_on_chat(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
     """The same in front of the chat/completions endpoint, as smg is."""
     return _start_service(processes, upstream, plans, _in_file(processes), model="chat")
+
+
+def start_headrace_delayed(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same under `delays`, which writes its spans to the measurement's folder."""
+    spans = {DELAYS: str(processes.folder / DELAYS)}
+    return _start_service(processes, upstream, plans, _in_file(processes) | spans, module="bench.delays")
 
 
 def start_headrace_in_memory(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:

@@ -60,7 +60,8 @@ def _added(scenario: str, figure: str, subject: str = HEADRACE) -> Values:
 _DELTA = _of("saturation", "us")
 _RATE = _of("requests", "rate")
 
-_A_DELTA = "the kernel's read and write, which is most of what a copy costs; Python (PROFILE.md, *A delta*)"
+_A_DELTA = "the kernel's read and write, most of what a copy costs; Python (PROFILE.md, *A delta, 40,000/s*)"
+_A_LATE_DELTA = "PROFILE.md, *A delta that is late*"
 _LITELLM = "20 times below LiteLLM is, with what it costs here, 1.2 copies"
 _AN_INVOCATION = "Python from the request's head to the log line (PROFILE.md, *An invocation*)"
 _A_STREAM = "request, response, upstream connection, log, and the frames of the coroutines that wait"
@@ -85,20 +86,20 @@ TARGETS = (
         _of("tls", "us"),
         30.0,
         1,
-        bounded_by=f"{_A_DELTA}, and the decryption of a record",
+        bounded_by="PROFILE.md, *A delta over TLS*: OpenSSL and the kernel, which the copy's row has; Python",
     ),
     Target(
         "1,000 deltas/s: added latency p50, ms",
         _added("delta-latency", "late_p50"),
         0.1,
         3,
-        bounded_by="a wake-up more than the direct row's, and a delta's CPU with cold caches",
+        bounded_by=f"{_A_LATE_DELTA}: the deltas read before it, its own with cold caches, a wake-up more",
     ),
     Target(
         "1,000 deltas/s: added latency p99, ms",
         _added("delta-latency", "late_p99"),
         0.6,
-        bounded_by="what the loop does for others at that moment, above all storing the log; other processes",
+        bounded_by=f"{_A_LATE_DELTA}: other processes of the machine, then the deltas read before it",
     ),
     Target(
         "added first byte p50 with the store, ms",

@@ -382,4 +382,4 @@ class RunningAttempt:
 
     def _show(self, block: Block, *, ended: bool) -> None:
         self.log.mark_stored(block.last)
-        self.log.publish(Block(block.attempt, block.last.seq, block.events[-1:]), ended=ended)
+        self.log.publish(block.attempt, block.last.seq, block.events[-1:], ended=ended)

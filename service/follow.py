@@ -298,7 +298,7 @@ class _Poll:
         self.overtaken = self.overtaken or self.attempt <= log.head.attempt < block.attempt
         log.phase = "paused" if event_type(block.events[-1]) == b"invocationPaused" else "elsewhere"
         log.mark_stored(block.last)
-        log.publish(block, ended=is_terminal(block.events[-1]))
+        log.publish(*block, ended=is_terminal(block.events[-1]))
 
 
 def check_cursor(cursor: EventId, invocation: Invocation, log: Log | None) -> None:

@@ -80,10 +80,10 @@ class AttemptLog:
         """Append events; returns what to wait for before more may come, or None."""
         if self._held or not self._may_publish():
             return self._hold_back(events)
-        log, first_seq = self.log, self._next_seq
-        block = Block(self._attempt, first_seq, tuple(events))
+        log, attempt, first_seq, events = self.log, self._attempt, self._next_seq, tuple(events)
         self._next_seq = first_seq + len(events)
-        return self._commit.add(self._invocation_id, log, block, log.publish(block))
+        size_bytes = log.publish(attempt, first_seq, events)
+        return self._commit.add(self._invocation_id, log, attempt, first_seq, events, size_bytes)
 
     def deliver(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
         """Append a batch of upstream frames: the hot path, called from the connection's callback."""
@@ -135,11 +135,11 @@ class _Pending:
 
     __slots__ = ("attempt", "due_at", "events", "first_seq", "log", "room", "size_bytes")
 
-    def __init__(self, log: Log, block: Block) -> None:
+    def __init__(self, log: Log, attempt: int, first_seq: int) -> None:
         self.log = log
         self.due_at = asyncio.get_running_loop().time() + log.linger_s
-        self.attempt = block.attempt
-        self.first_seq = block.first_seq
+        self.attempt = attempt
+        self.first_seq = first_seq
         self.events: list[bytes] = []
         self.size_bytes = 0
         self.room: asyncio.Future[None] | None = None
@@ -178,15 +178,22 @@ class GroupCommit:
         """Whether the store is so far behind that this process should take no further work."""
         return self._pending_bytes + self._writing_bytes >= self._limit_bytes
 
-    def add(self, invocation_id: str, log: Log, block: Block, size_bytes: int) -> Awaitable[None] | None:
+    def add(
+        self,
+        invocation_id: str,
+        log: Log,
+        attempt: int,
+        first_seq: int,
+        events: tuple[bytes, ...],
+        size_bytes: int,
+    ) -> Awaitable[None] | None:
         """Queue the next block; returns what to wait for when the log is too far ahead of the store."""
-        attempt, _, events = block
         pending = self._pending.get(invocation_id)
         if pending is None or pending.attempt != attempt:
             if pending is not None and pending.attempt > attempt:
                 return None  # void: the next attempt has begun, here too
             self._drop(invocation_id)
-            pending = self._pending[invocation_id] = _Pending(log, block)
+            pending = self._pending[invocation_id] = _Pending(log, attempt, first_seq)
             self._some.set()
         pending.events += events
         pending.size_bytes = pending_bytes = pending.size_bytes + size_bytes
@@ -218,7 +225,7 @@ class GroupCommit:
 
     def put_back(self, invocation_id: str, log: Log, block: Block) -> None:
         """Queue a taken block again, before what came since; what the store has of it already, it ignores."""
-        taken = _Pending(log, block)
+        taken = _Pending(log, block.attempt, block.first_seq)
         taken.events += block.events
         taken.size_bytes = block.size_bytes
         self._put_back({invocation_id: taken})

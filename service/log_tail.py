@@ -19,7 +19,8 @@ TAIL_LIMIT_BYTES: Final = 256 * 1024
 _TRIM_BYTES: Final = TAIL_LIMIT_BYTES // 16  # at least so much at a time
 FIRST_LINGER_S: Final = 0.25
 
-Listener = Callable[[Block], None]
+Listener = Callable[[int, int, tuple[bytes, ...]], None]
+"""Take a block as its three parts: on the way of a delta nobody makes an object of them."""
 
 
 class _Run:
@@ -113,9 +114,8 @@ class Log:
         self._listeners: tuple[Listener, ...] = ()
         self._leaving: set[Callable[[], None]] = set()
 
-    def publish(self, block: Block, *, ended: bool = False) -> int:
+    def publish(self, attempt: int, first_seq: int, events: tuple[bytes, ...], *, ended: bool = False) -> int:
         """Take the next block: into the tail, and to every listener that is attached; returns its bytes."""
-        attempt, first_seq, events = block
         run = self._newest
         if run.attempt != attempt or self._seq + 1 != first_seq:
             run = self._newest = _Run(attempt, first_seq)
@@ -130,7 +130,7 @@ class Log:
         if tail_bytes > TAIL_LIMIT_BYTES:
             self._trim()
         for listener in self._listeners:
-            listener(block)
+            listener(attempt, first_seq, events)
         return size_bytes
 
     @property

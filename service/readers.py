@@ -149,13 +149,13 @@ class Reader:
         if is_written:
             self._advance()
 
-    def _on_block(self, block: Block) -> None:
+    def _on_block(self, attempt: int, first_seq: int, events: tuple[bytes, ...]) -> None:
         """Take a block from the log: called only while attached, with the block that follows the cursor."""
-        self._attempt, first_seq, events = block
+        self._attempt = attempt
         count = len(events)
         self._seq = first_seq + count - 1
         self.events_sent += count
-        body = self._wire.block(block)
+        body = self._wire.block(attempt, first_seq, events)
         if self._log.ended:
             self._write(body, end="terminal")
             return
@@ -170,9 +170,9 @@ class Reader:
         else:
             self._write(body)
 
-    def _on_overlapping_block(self, block: Block) -> None:
+    def _on_overlapping_block(self, attempt: int, first_seq: int, events: tuple[bytes, ...]) -> None:
         """Take a block of a polled log, which may repeat what this reader has."""
-        rest = block.after(self.cursor)
+        rest = Block(attempt, first_seq, events).after(self.cursor)
         if rest.events:
             self._write_blocks([rest])
         elif self._log.ended:  # the cursor is beyond the end: it was never issued, or is the terminal event's
@@ -211,7 +211,7 @@ class Reader:
                 return
 
     def _write_blocks(self, blocks: list[Block], before: bytes = b"") -> bool:
-        body = before + b"".join(map(self._wire.block, blocks))
+        body = before + self._wire.blocks(blocks)
         if blocks:
             self._attempt, self._seq = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
@@ -301,7 +301,7 @@ class Reader:
         if not blocks:  # its retention ended while it was read: a reattach will be told
             self.close("segment-end")
             return
-        body = b"".join(map(self._wire.block, blocks))
+        body = self._wire.blocks(blocks)
         self._attempt, self._seq = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
         if self._log.ended and self.cursor >= self._log.head:

@@ -13,7 +13,7 @@ clients emit an empty event. LF only, no BOM, one `data:` line an event. Source:
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,17 +30,20 @@ class Heartbeat(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """One format. `block` frames events with ids; `control` frames an event without one (`reconnect`)."""
+    """One format. `block` frames a block's events with ids; `control` an event without one (`reconnect`)."""
 
     media_type: str
     connected: bytes
-    block: Callable[[Block], bytes]
+    block: Callable[[int, int, Sequence[bytes]], bytes]
     heartbeat: Callable[[Heartbeat], bytes]
     control: Callable[[str, Mapping[str, Any]], bytes]
 
+    def blocks(self, blocks: Sequence[Block]) -> bytes:
+        """Frame what was read from a log."""
+        return b"".join([self.block(*block) for block in blocks])
 
-def _sse_block(block: Block) -> bytes:
-    attempt, seq, events = block
+
+def _sse_block(attempt: int, seq: int, events: Sequence[bytes]) -> bytes:
     if len(events) == 1:  # the usual case by far: one delta a read
         event = events[0]
         kind = event[2 : event.index(b'"', 2)]  # `event_type`, without a call
@@ -61,8 +64,7 @@ def _sse_control(event: str, value: Mapping[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event.encode(), encode(event, value))
 
 
-def _ndjson_block(block: Block) -> bytes:
-    attempt, seq, events = block
+def _ndjson_block(attempt: int, seq: int, events: Sequence[bytes]) -> bytes:
     return b"".join(
         [b'{"id":"%d.%d",%b\n' % (attempt, number, event[1:]) for number, event in enumerate(events, seq)]
     )

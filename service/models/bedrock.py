@@ -13,12 +13,12 @@ billed.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 from service.errors import UpstreamError, UpstreamFailed
-from service.models import Deliver, Frame, ModelRequest
+from service.models import Deliver, ModelRequest
 from service.models.aws_http import AwsEndpoint
 from service.models.bedrock_errors import Refusal, failure_of, foreign_code, stream_failure_of
 from service.models.bedrock_request import body_of, path_of
@@ -130,11 +130,14 @@ class _Answer:
             frames = self._decoder.feed(read)
         except StreamEnded as end:
             failure = stream_failure_of(end)
-            gate = self._pass_on(end.frames)
+            gate = self._deliver(end.frames) if end.frames else None
             if gate is None:
                 raise failure from end
             return _fail_after(gate, failure, end)
-        return self._pass_on(frames)
+        for event_type, _ in frames:
+            if event_type == b"messageStop":
+                self._stopped = True
+        return self._deliver(frames) if frames else None
 
     def finish(self, headers: Mapping[str, str], collected: bytes) -> None:
         """Take the end of the body; `collected` is that of a refusal.
@@ -149,14 +152,6 @@ class _Answer:
             raise UpstreamFailed("The model's answer was cut within an event.")
         if not self._stopped:
             raise UpstreamFailed("The model's answer ended before it was finished.")
-
-    def _pass_on(self, frames: Sequence[Frame]) -> Awaitable[None] | None:
-        if not frames:
-            return None
-        for event_type, _ in frames:
-            if event_type == b"messageStop":
-                self._stopped = True
-        return self._deliver(frames)
 
 
 async def _fail_after(gate: Awaitable[None], failure: UpstreamError, cause: StreamEnded) -> None:

@@ -112,35 +112,35 @@ class Decoder:
             stream = bytes(self._rest)
             self._rest = None
         frames: list[Frame] = []
+        start, size = 0, len(stream)
         try:
-            consumed = self._decode(stream, frames)
-        except StreamEnded as end:
+            while start < size:
+                head_end = start + _PRELUDE_BYTES
+                if head_end > size:
+                    self._keep(stream[start:], _PRELUDE_BYTES)
+                    break
+                total_bytes, payload_at, checksum = _lengths(stream[start:head_end])
+                next_start = start + total_bytes
+                if next_start > size:
+                    self._keep(stream[start:], total_bytes)
+                    break
+                end = next_start - _CHECKSUM_BYTES
+                if crc32(stream[head_end:end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
+                    raise ChecksumMismatch("the checksum of a message does not match")
+                payload_start = start + payload_at
+                kind, type_ = _meaning(stream[head_end:payload_start])
+                if kind != "event":
+                    raise ExceptionFrame(kind, type_.decode("utf-8", "replace"), stream[payload_start:end])
+                frames.append((type_, stream[payload_start:end]))
+                start = next_start
+        except StreamEnded as end_of_all:
             self._ended = True
-            end.frames = frames
+            end_of_all.frames = frames
             raise
-        if consumed < len(stream):
-            self._rest = bytearray(stream[consumed:] if consumed else stream)
         return frames
 
-    def _decode(self, stream: bytes, frames: list[Frame]) -> int:
-        start, size = 0, len(stream)
-        while size - start >= _PRELUDE_BYTES:
-            total_bytes, payload_at, checksum = _lengths(stream[start : start + _PRELUDE_BYTES])
-            next_start = start + total_bytes
-            if next_start > size:
-                self._needed_bytes = total_bytes
-                return start
-            end = next_start - _CHECKSUM_BYTES
-            if crc32(stream[start + _PRELUDE_BYTES : end], checksum) != _CHECKSUM.unpack_from(stream, end)[0]:
-                raise ChecksumMismatch("the checksum of a message does not match")
-            payload_start = start + payload_at
-            kind, type_ = _meaning(stream[start + _PRELUDE_BYTES : payload_start])
-            if kind != "event":
-                raise ExceptionFrame(kind, type_.decode("utf-8", "replace"), stream[payload_start:end])
-            frames.append((type_, stream[payload_start:end]))
-            start = next_start
-        self._needed_bytes = _PRELUDE_BYTES
-        return start
+    def _keep(self, rest: bytes, needed_bytes: int) -> None:
+        self._rest, self._needed_bytes = bytearray(rest), needed_bytes
 
 
 @lru_cache(maxsize=1024)  # deltas of all streams have the same few hundred lengths

@@ -38,6 +38,7 @@ EVALUATED = ["ff02c _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)"]
         (EVALUATED, "interpreter"),
         (["1 uv__io_poll (/x/uvloop/loop.cpython-311-x86_64-linux-gnu.so)"], "uvloop"),
         (["1 sqlite3VdbeExec (/usr/lib/libsqlite3.so.0.8.6)"], "SQLite"),
+        (["1 crc32_z (/usr/lib/libz.so.1.2.13)"], "zlib: checksums, compression"),
         (["1 [unknown] (/x/cryptography/hazmat/bindings/_rust.abi3.so)"], "cryptography, TLS"),
         (["1 [unknown] ([unknown])"], "other modules in C"),
     ],
@@ -98,6 +99,7 @@ def frame_in(*names: str) -> FrameType:
         (("service.events", "namedtuple_EventId"), "service.events"),
         (("service.api", "uvicorn.protocols.http"), "uvicorn"),
         (("uvloop", "asyncio.runners"), LOOP),
+        (("service", "uvicorn.server", "uvicorn._compat", "asyncio.runners"), LOOP),
     ],
 )
 def test_a_sample_is_charged_to_whose_code_runs(names: tuple[str, ...], charge: str) -> None:

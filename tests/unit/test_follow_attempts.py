@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import InvalidCursor, StoreUnavailable
-from service.events import START, Block, EventId
+from service.events import START, EventId
 from service.follow import POLL_S, Follow
 from service.invocations import Invocation
 from service.log import TAIL_LIMIT_BYTES, Log
@@ -112,11 +112,11 @@ async def test_a_later_attempt_here_is_read_from_the_store_up_to_where_it_goes_o
     await following.story.write(5)
     await following.story.lose(granted=3)
     following.own = Log(head=EventId(1, 3))
-    following.own.publish(Block(2, 1, (delta(2, 1), delta(2, 2))))
+    following.own.publish(2, 1, (delta(2, 1), delta(2, 2)))
 
     async with following.read(cursor) as exchange:
         before = ids_of(exchange)
-        following.own.publish(Block(2, 3, (delta(2, 3),)))
+        following.own.publish(2, 3, (delta(2, 3),))
 
         assert (before, ids_of(exchange)) == (ids, [*ids, "2.3"])
 
@@ -124,11 +124,11 @@ async def test_a_later_attempt_here_is_read_from_the_store_up_to_where_it_goes_o
 async def test_a_log_that_is_behind_its_record_is_not_read(following: Following) -> None:
     await following.story.begin()
     following.own = Log()
-    following.own.publish(Block(1, 1, tuple(delta(1, seq) for seq in range(1, 7))))
+    following.own.publish(1, 1, tuple(delta(1, seq) for seq in range(1, 7)))
     await following.story.lose(granted=1)
 
     async with following.read(EventId(2, 1)) as here, following.read() as whole:
-        following.own.publish(Block(1, 7, (delta(1, 7),)))
+        following.own.publish(1, 7, (delta(1, 7),))
         await following.story.write(1)
         await following.clock.advance(POLL_S[1])
 
@@ -141,7 +141,7 @@ async def test_a_log_that_is_behind_its_record_is_not_read(following: Following)
 async def test_a_log_that_has_moved_is_not_read(following: Following) -> None:
     await following.story.begin()
     following.own = Log()
-    following.own.publish(Block(1, 1, (delta(1, 1), delta(1, 2))))
+    following.own.publish(1, 1, (delta(1, 1), delta(1, 2)))
     following.own.moved = True
 
     async with following.read() as exchange:
@@ -158,14 +158,14 @@ async def test_a_reader_that_finds_a_later_attempt_in_the_store_is_sent_on_in_or
     following.own = Log(head=EventId(1, 3))
     for seq in range(4, 10):
         void = delta(1, seq) + b" " * (TAIL_LIMIT_BYTES // 4)
-        following.own.publish(Block(1, seq, (void,)))
+        following.own.publish(1, seq, (void,))
         following.own.mark_stored(EventId(1, seq))
     await following.story.lose(granted=3)
 
     async with following.read(EventId(1, 2), record) as exchange:
         await following.clock.advance(0)
         ids = ids_of(exchange)
-        following.own.publish(Block(1, 10, (delta(1, 10),)))
+        following.own.publish(1, 10, (delta(1, 10),))
 
         assert exchange.complete
         assert ids == ids_of(exchange) == ["1.3", "2.1", "segment-end"]
@@ -228,10 +228,10 @@ async def test_an_attempt_that_starts_here_takes_over_its_readers(following: Fol
     async with following.read() as polling:
         await following.story.lose(granted=3)
         following.own = Log(head=EventId(1, 3))
-        following.own.publish(Block(2, 1, (delta(2, 1),)))
+        following.own.publish(2, 1, (delta(2, 1),))
         following.follow.adopt(INVOCATION_ID)
         async with following.read(EventId(1, 3)) as attached:
-            following.own.publish(Block(2, 2, (delta(2, 2),)))
+            following.own.publish(2, 2, (delta(2, 2),))
             live = ids_of(attached)
         await polling.whole()
 

@@ -61,7 +61,7 @@ async def writing(clock: ManualClock) -> AsyncIterator[Writing]:
 def test_a_log_gives_what_follows_a_cursor() -> None:
     log = Log()
     for seq in range(1, 4):
-        log.publish(Block(1, seq, (b'{"n":%d}' % seq,)))
+        log.publish(1, seq, (b'{"n":%d}' % seq,))
 
     assert log.after(START, limit_bytes=10**6) == [Block(1, 1, (b'{"n":1}', b'{"n":2}', b'{"n":3}'))]
     assert log.after(EventId(1, 2), limit_bytes=10**6) == [Block(1, 3, (b'{"n":3}',))]
@@ -71,7 +71,7 @@ def test_a_log_gives_what_follows_a_cursor() -> None:
 
 def test_a_log_that_starts_later_sends_older_cursors_to_the_store() -> None:
     log = Log(head=EventId(1, 40))
-    log.publish(Block(2, 1, (event(),)))
+    log.publish(2, 1, (event(),))
 
     assert log.after(EventId(1, 39), limit_bytes=1) is None
     assert log.after(EventId(1, 40), limit_bytes=1) == [Block(2, 1, (event(),))]
@@ -81,7 +81,7 @@ def test_a_log_that_starts_later_sends_older_cursors_to_the_store() -> None:
 def test_the_tail_keeps_only_so_much_of_what_is_stored() -> None:
     log = Log()
     for seq in range(1, 101):
-        log.publish(Block(1, seq, (event(10_000),)))
+        log.publish(1, seq, (event(10_000),))
         log.mark_stored(EventId(1, seq))
 
     kept = log.after(EventId(1, 80), limit_bytes=10**9)
@@ -93,7 +93,7 @@ def test_the_tail_of_a_log_that_is_followed_elsewhere_may_hold_several_attempts(
     log = Log()
     for attempt in (1, 2):
         for seq in range(1, 21):
-            log.publish(Block(attempt, seq, (event(10_000),)))
+            log.publish(attempt, seq, (event(10_000),))
 
     before = log.after(EventId(1, 19), limit_bytes=20_000)
     log.mark_stored(EventId(2, 20))
@@ -107,7 +107,7 @@ def test_the_tail_of_a_log_that_is_followed_elsewhere_may_hold_several_attempts(
 def test_the_tail_keeps_all_that_is_not_stored() -> None:
     log = Log()
     for seq in range(1, 101):
-        log.publish(Block(1, seq, (event(10_000),)))
+        log.publish(1, seq, (event(10_000),))
 
     kept = log.after(START, limit_bytes=10**9)
 
@@ -117,13 +117,17 @@ def test_the_tail_keeps_all_that_is_not_stored() -> None:
 def test_listeners_get_blocks_while_they_are_attached() -> None:
     log, got = Log(), list[Block]()
     first, second, third = (Block(1, seq, (event(),)) for seq in (1, 2, 3))
-    log.publish(first)
-    log.attach(got.append)
-    log.attach(got.append)  # once is enough
 
-    log.publish(second)
-    log.detach(got.append)
-    log.publish(third)
+    def note(attempt: int, first_seq: int, events: tuple[bytes, ...]) -> None:
+        got.append(Block(attempt, first_seq, events))
+
+    log.publish(*first)
+    log.attach(note)
+    log.attach(note)  # once is enough
+
+    log.publish(*second)
+    log.detach(note)
+    log.publish(*third)
 
     assert got == [second]
 

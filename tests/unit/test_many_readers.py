@@ -51,7 +51,7 @@ class Process:
     def run(self, name: str, log: Log) -> Log:
         """Run an invocation here."""
         self.own[name] = log
-        log.publish(Block(1, log.head.seq + 1, (delta(1, log.head.seq + 1),)))
+        log.publish(1, log.head.seq + 1, (delta(1, log.head.seq + 1),))
         return log
 
     async def open(self, stack: AsyncExitStack, name: str, count: int) -> list[Exchange]:
@@ -113,7 +113,7 @@ async def test_two_thousand_readers_that_leave_at_once_leave_nothing_behind(cloc
         exchanges += await process.open(stack, "inv_behind", EACH)
         for exchange in stuck:
             exchange.block()
-        full.publish(Block(1, 2, (delta(1, 2),)))
+        full.publish(1, 2, (delta(1, 2),))
         await clock.advance(0)
         with pytest.raises(TooManyReaders):
             process.follow.check_room(process.story.sub)
@@ -164,7 +164,7 @@ async def test_a_reader_that_takes_nothing_holds_one_piece_however_long_the_log_
             exchange.block()
         for seq in range(2, count + 2):
             block = Block(1, seq, (delta(1, seq) + b" " * size_bytes,))
-            log.publish(block)
+            log.publish(*block)
             log.mark_stored(block.last)
             await process.story.store.append_events([EventBlock(INVOCATION_ID, block)], clock.now_ms())
             await clock.advance(0.05)

@@ -43,7 +43,7 @@ class Reading:
 
     def publish(self, *events: bytes, ended: bool = False) -> Block:
         block = Block(1, self.log.head.seq + 1, events)
-        self.log.publish(block, ended=ended)
+        self.log.publish(*block, ended=ended)
         return block
 
     async def publish_stored(self, *events: bytes, ended: bool = False) -> None:

@@ -12,13 +12,13 @@ BEAT = Heartbeat("model", 1, 30)
 
 
 def test_sse_frames_one_event_with_id_type_and_data() -> None:
-    framed = SSE.block(Block(1, 3, (DELTA,)))
+    framed = SSE.block(1, 3, (DELTA,))
 
     assert framed == b"id: 1.3\nevent: contentBlockDelta\ndata: " + DELTA + b"\n\n"
 
 
 def test_sse_numbers_the_events_of_a_block_in_order() -> None:
-    framed = SSE.block(Block(2, 9, (DELTA, STOP)))
+    framed = SSE.block(2, 9, (DELTA, STOP))
 
     assert framed == (
         b"id: 2.9\nevent: contentBlockDelta\ndata: " + DELTA + b"\n\n"
@@ -27,7 +27,7 @@ def test_sse_numbers_the_events_of_a_block_in_order() -> None:
 
 
 def test_ndjson_puts_the_id_first_in_each_line() -> None:
-    framed = NDJSON.block(Block(1, 3, (DELTA, STOP)))
+    framed = NDJSON.block(1, 3, (DELTA, STOP))
 
     assert framed == (
         b'{"id":"1.3","contentBlockDelta":{"contentBlockIndex":0,"delta":{"text":"Hel"},"p":"abcd"}}\n'
@@ -40,7 +40,7 @@ def test_heartbeats_and_control_frames_never_make_an_empty_event() -> None:
     stream = (
         SSE.connected
         + SSE.heartbeat(BEAT)
-        + SSE.block(Block(1, 1, (DELTA,)))
+        + SSE.block(1, 1, (DELTA,))
         + SSE.heartbeat(BEAT)
         + SSE.heartbeat(BEAT)
         + SSE.control("reconnect", {"after": "1.1", "reason": "drain"})
@@ -60,8 +60,8 @@ def test_heartbeats_and_control_frames_never_make_an_empty_event() -> None:
 def test_both_formats_carry_the_same_events_with_the_same_ids() -> None:
     block = Block(1, 41, (DELTA, STOP, encode("toolStarted", {"name": "search", "toolUseId": "é\u2028"})))
 
-    lines = [json.loads(line) for line in NDJSON.block(block).splitlines()]
-    events = SseParser().feed(SSE.block(block))
+    lines = [json.loads(line) for line in NDJSON.block(*block).splitlines()]
+    events = SseParser().feed(SSE.block(*block))
 
     assert [line.pop("id") for line in lines] == [event.last_event_id for event in events]
     assert lines == [json.loads(event.data) for event in events]
