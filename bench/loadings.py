@@ -18,6 +18,7 @@ from bench.script import Plan
 BEYOND = "direct, 3x the rate"
 LITELLM = "litellm"
 DYNAMODB = "headrace, DynamoDB"
+CANNED = "headrace, DynamoDB at once"
 CHAT = "headrace, chat/completions"
 
 FIRST_BYTE = Plan(first_ms=20, deltas=2, interval_us=1000)
@@ -241,12 +242,22 @@ def many_streams(bed: Bed) -> Figures:
 
 
 def store(bed: Bed) -> Figures:
-    """What a store costs: logs alone, invocations of one delta, then a thousand streams of 20 deltas/s."""
-    running = bed.running
-    stored: Figures = json.loads(bed.processes.said("bench.appends", running.store, environ=running.environ))
-    asked = requests(bed)
-    figures = window(bed, STORE) | {name: asked[name] for name in ("rate", "ms", "ms_main")} | stored
+    """What a store costs: the store alone, invocations of one delta, then 1,000 streams of 20 deltas/s."""
+    figures = store_calls(bed) | _alone(bed, "bench.appends") | window(bed, STORE)
     return figures | {"store_share": figures["store_us"] / figures["us"]}
+
+
+def store_calls(bed: Bed) -> Figures:
+    """What a store costs an invocation of one delta: its decisions alone, and the whole service."""
+    asked = requests(bed)
+    return _alone(bed, "bench.decisions") | {name: asked[name] for name in ("rate", "ms", "ms_main")}
+
+
+def _alone(bed: Bed, module: str) -> Figures:
+    """The figures of a module that does one thing with the subject's store, on its core and beside it."""
+    running = bed.running
+    figures: Figures = json.loads(bed.processes.said(module, running.store, environ=running.environ))
+    return figures
 
 
 def soak(bed: Bed) -> Figures:

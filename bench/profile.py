@@ -34,7 +34,12 @@ from bench.report import as_markdown
 from bench.sampler import SAMPLES
 from bench.scenarios import HEADRACE, TLS_STREAMS
 from bench.script import Plan
-from bench.subjects import start_headrace_sampled, start_upstream
+from bench.subjects import (
+    Start,
+    start_headrace_on_canned_sampled,
+    start_headrace_sampled,
+    start_upstream,
+)
 
 PAGE = Path(__file__).with_name("PROFILE.md")
 _EFFORT = replace(FULL, window_s=8.0)
@@ -43,11 +48,11 @@ _HZ = 499
 _TITLE = """# Where the time goes
 
 Made by `python -m bench.profile`: Headrace on SQLite, everything on, in the middle of what `saturation` and
-`requests` of the [bench](README.md) measure. A whole is the kernel's accounting (the samplers make it a
-little dearer than it is in the [results](RESULTS.md)), the parts are shares of samples. *Module*: whose
-Python runs, with what it calls of the standard library, in C and in the kernel; what the event loop does in C
-(poll, read, write) is its own or that of the module that it calls next. *Layer*: the binary that runs; of the
-kernel, the system call.
+`requests` of the [bench](README.md) measure; *on DynamoDB* is `requests` on the one that answers at once. A
+whole is the kernel's accounting (the samplers make it a little dearer than it is in the
+[results](RESULTS.md)), the parts are shares of samples. *Module*: whose Python runs, with what it calls of
+the standard library, in C and in the kernel; what the event loop does in C (poll, read, write) is its own or
+that of the module that it calls next. *Layer*: the binary that runs; of the kernel, the system call.
 """
 _WAIT_S = 10.0
 _SMALL = 0.01
@@ -76,6 +81,7 @@ class Case:
     """Of the event loop's thread and of the others."""
     tls: bool = False
     """To the upstream."""
+    start: Start = start_headrace_sampled
 
 
 CASES = (
@@ -100,6 +106,14 @@ CASES = (
         requests,
         after_s=3,
         whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
+    ),
+    Case(
+        "An invocation on DynamoDB",
+        ONE_DELTA,
+        requests,
+        after_s=3,
+        whole_us=lambda found: (found["ms_main"] * 1e3, (found["ms"] - found["ms_main"]) * 1e3),
+        start=start_headrace_on_canned_sampled,
     ),
 )
 
@@ -148,7 +162,7 @@ def modules(samples: Iterable[tuple[int, str, int]], first_s: int, last_s: int) 
 def _profile(case: Case) -> Profile:
     with Processes() as processes:
         upstream = start_upstream(processes, tls=case.tls)
-        running = start_headrace_sampled(processes, upstream, [WARM_UP, case.plan])
+        running = case.start(processes, upstream, [WARM_UP, case.plan])
         bed = Bed(processes, upstream, running, HEADRACE, _EFFORT)
         bed.warm_up()
         first_s = int(time.monotonic()) + case.after_s

@@ -53,7 +53,8 @@ class Sampler:
 
     def write(self, _signal: int, _frame: FrameType | None) -> None:
         """Write the file in one step."""
-        found = [[second, module, used_ns] for (second, module), used_ns in self._used_ns.items()]
+        samples = list(self._used_ns.items())  # in one step too: the next sample may interrupt this
+        found = [[second, module, used_ns] for (second, module), used_ns in samples]
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(found), encoding="utf-8")
         new.replace(self._path)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.canned import TABLES
 from bench.certificates import certify
 from bench.delays import DELAYS
 from bench.loads import Asking
@@ -33,7 +34,6 @@ from bench.script import DELTA_MARK, Plan
 from local.dynamodb import DynamoDbLocal, EmulatorDied
 from local.emulators import EmulatorMissing
 from service.config import DYNAMODB
-from service.stores.dynamodb_tables import INVOCATIONS, USAGE
 
 _AUDIENCE = "headrace-local"
 _USERS = 64
@@ -224,14 +224,33 @@ def start_headrace_on_dynamodb(processes: Processes, upstream: Upstream, plans: 
         raise SubjectMissing(str(missing)) from missing
     except EmulatorDied as died:
         raise SubjectFailed(str(died)) from died
-    emulator.create_tables(USAGE.definition("usage"), INVOCATIONS.definition("invocations"))
-    store = {
-        "HEADRACE_STORE": DYNAMODB,
-        USAGE.setting: "usage",
-        INVOCATIONS.setting: "invocations",
-        "AWS_ENDPOINT_URL_DYNAMODB": emulator.url,
-    }
-    return _start_service(processes, upstream, plans, store)
+    emulator.create_tables(*(table.definition(name) for name, table in TABLES.items()))
+    return _start_service(processes, upstream, plans, _at(emulator.url))
+
+
+def start_headrace_on_canned(processes: Processes, upstream: Upstream, plans: Sequence[Plan]) -> Running:
+    """The same on a DynamoDB that answers at once and keeps nothing."""
+    return _start_service(processes, upstream, plans, _canned(processes))
+
+
+def start_headrace_on_canned_sampled(
+    processes: Processes, upstream: Upstream, plans: Sequence[Plan]
+) -> Running:
+    """The same under `sampler`."""
+    samples = {SAMPLES: str(processes.folder / SAMPLES)}
+    return _start_service(processes, upstream, plans, _canned(processes) | samples, module="bench.sampler")
+
+
+def _canned(processes: Processes) -> dict[str, str]:
+    port = free_port()
+    processes.python("bench.canned", "--port", str(port), port=port, core=LOAD_CORE)
+    return _at(f"http://127.0.0.1:{port}")
+
+
+def _at(url: str) -> dict[str, str]:
+    """A store on the DynamoDB that listens there."""
+    named = {table.setting: name for name, table in TABLES.items()}
+    return {"HEADRACE_STORE": DYNAMODB, **named, "AWS_ENDPOINT_URL_DYNAMODB": url}
 
 
 def _in_file(processes: Processes) -> dict[str, str]:
@@ -264,7 +283,6 @@ def _start_service(
     pid = processes.python(module, port=port, environ=environ)
     tokens = [_id_token(f"{issuer}/token", f"user-{number}") for number in range(_USERS)]
     headers = [f"Authorization: Bearer {token}\r\n" for token in tokens]
-    tables = (store.get(table.setting, "") for table in (USAGE, INVOCATIONS))
     place = store["HEADRACE_STORE"]
     return Running(
         pid,
@@ -272,7 +290,7 @@ def _start_service(
         _runtime_path,
         end_mark='{"invocationCompleted"',
         headers=headers,
-        store=":".join((DYNAMODB, *tables)) if place == DYNAMODB else place,
+        store=":".join((DYNAMODB, *TABLES)) if place == DYNAMODB else place,
         environ={**AWS, **store},
     )
 

@@ -28,7 +28,8 @@
                 ──> dynamodb_takeover    leases, claims
                 ──> dynamodb_events      event logs
                 ──> dynamodb_pauses, dynamodb_signals, dynamodb_policies
-                    dynamodb_client      calls, retries, values            dynamodb_items     items and keys
+                    dynamodb_client      calls, retries                    dynamodb_items     items and keys
+                    dynamodb_values      values, expressions               dynamodb_turns     on an account
                     dynamodb_tables      what the tables must look like    dynamodb_connection
 
 Reads that decide are strongly consistent; what an attempt remembers of its record (`dynamodb_records.Known`)

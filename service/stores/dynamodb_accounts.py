@@ -21,20 +21,16 @@ Invariants: every hold is one reservation row, one entry in its record and its t
 one transaction; a hold that has lapsed is taken off the account before anybody is refused for it.
 """
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import lru_cache
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 from service.config import Limits
-from service.errors import StoreUnavailable
 from service.invocations import Usage
 from service.stores import WINDOW_S, Account, Hold, Window
 from service.stores.dynamodb_client import (
-    RETRY_AFTER_S,
     DynamoClient,
     Item,
     Refused,
@@ -56,6 +52,7 @@ from service.stores.dynamodb_horizon import (
     used_in,
 )
 from service.stores.dynamodb_items import call_name, record_key
+from service.stores.dynamodb_turns import Turns, busy
 from service.stores.windows import (
     BUCKET_PREFIX,
     KEEP_BUCKETS_S,
@@ -93,10 +90,9 @@ class Accounts:
         self._usage = usage_table
         self._invocations = invocations_table
         self._known: OrderedDict[str, Horizon] = OrderedDict()
-        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns(client.deadline_s)
 
-    @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
+    def turn(self, name: str) -> AbstractAsyncContextManager[None]:
         """Wait for this decision's turn on an account, so that decisions of one process never conflict.
 
         So do the model calls of an invocation that run beside one another: each changes its record. They wait
@@ -105,18 +101,7 @@ class Accounts:
         Raises:
             StoreUnavailable: Those before it have taken too long.
         """
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = self._lanes[name] = asyncio.Lock()
-        try:
-            async with asyncio.timeout(self._client.deadline_s):
-                await lane.acquire()
-        except TimeoutError as error:
-            raise _busy() from error
-        try:
-            yield
-        finally:
-            lane.release()
+        return self._turns.turn(name)
 
     # ------------------------------------------------------------ holding
 
@@ -148,7 +133,7 @@ class Accounts:
             horizon = await self._explain(hold, limits, account, now_ms, starts=starts)
             if account:
                 self._remember(hold.sub, horizon)
-        raise _busy()
+        raise busy()
 
     async def _current(self, sub: str, now_ms: int) -> tuple[Horizon, bool]:
         """Return the horizon at this moment, and whether there is an account."""
@@ -350,7 +335,3 @@ def _periods(bucket_ms: int) -> Sequence[tuple[str, str, int]]:
         (bucket_id(bucket_ms), iso(bucket_ms), (bucket_ms + BUCKET_MS) // 1000 + KEEP_BUCKETS_S),
         (month_id(bucket_ms), iso(begins_ms), ends_ms // 1000 + keep_month_s),
     )
-
-
-def _busy() -> StoreUnavailable:
-    return StoreUnavailable("The store is too busy with this account.", retry_after_s=RETRY_AFTER_S)

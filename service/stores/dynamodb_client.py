@@ -18,10 +18,8 @@ https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 import asyncio
 import logging
 import random
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +27,8 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 
 from service.errors import StoreUnavailable
+from service.stores.dynamodb_values import Item as Item
+from service.stores.dynamodb_values import expressions, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ _RETRIED_REASONS: Final = frozenset(
     {"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
 )
 _CONDITION: Final = "ConditionalCheckFailed"
-_NAME: Final = re.compile(r"#(\w+)")
 
-Item = dict[str, Any]
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
@@ -83,7 +81,8 @@ class Write(NamedTuple):
 
 def put(table: str, item: Item, condition: str | None = None, **values: Any) -> Write:
     """Write a whole item. `#name` in a condition stands for the attribute, `:name` for a keyword's value."""
-    return Write("Put", {"TableName": table, "Item": pack(item)} | _expressions({}, condition, {}, values))
+    place = {"TableName": table, "Item": pack(item)}
+    return Write("Put", place | expressions(condition=condition, values=values))
 
 
 def update(
@@ -96,19 +95,20 @@ def update(
     **values: Any,
 ) -> Write:
     """Change an item. `names` are those of `#names` that are not attributes' own."""
-    expressions = _expressions({"UpdateExpression": change}, condition, names or {}, values)
-    return Write("Update", {"TableName": table, "Key": pack(key)} | expressions)
+    place = {"TableName": table, "Key": pack(key)}
+    return Write("Update", place | expressions("UpdateExpression", change, condition, values, names))
 
 
 def delete(table: str, key: Item, condition: str | None = None, **values: Any) -> Write:
     """Delete an item."""
-    return Write("Delete", {"TableName": table, "Key": pack(key)} | _expressions({}, condition, {}, values))
+    place = {"TableName": table, "Key": pack(key)}
+    return Write("Delete", place | expressions(condition=condition, values=values))
 
 
 def check(table: str, key: Item, condition: str, **values: Any) -> Write:
     """Ask for a condition, and write nothing."""
-    expressions = _expressions({}, condition, {}, values)
-    return Write("ConditionCheck", {"TableName": table, "Key": pack(key)} | expressions)
+    place = {"TableName": table, "Key": pack(key)}
+    return Write("ConditionCheck", place | expressions(condition=condition, values=values))
 
 
 class DynamoClient:
@@ -151,7 +151,7 @@ class DynamoClient:
         asked_of_each: dict[str, Any] = {"ConsistentRead": consistent}
         if only:
             projection = ", ".join(f"#{name}" for name in only)
-            asked_of_each |= _expressions({"ProjectionExpression": projection}, None, {}, {})
+            asked_of_each |= expressions("ProjectionExpression", projection)
         found: list[Item] = []
         for begin in range(0, len(keys), BATCH_READS):
             packed = [pack(key) for key in keys[begin : begin + BATCH_READS]]
@@ -187,7 +187,7 @@ class DynamoClient:
         parameters: dict[str, Any] = {
             "TableName": table,
             "ScanIndexForward": forward,
-            **_expressions({"KeyConditionExpression": condition}, None, {}, values),
+            **expressions("KeyConditionExpression", condition, values=values),
         }
         parameters |= {"ConsistentRead": True} if index is None else {"IndexName": index}
         if limit is not None:
@@ -318,68 +318,3 @@ def _may_pass(error: ClientError) -> bool:
 def _unavailable(reason: str, operation: str) -> StoreUnavailable:
     logger.warning("dynamodb gave no answer", extra={"reason": reason, "operation": operation})
     return StoreUnavailable("The store gave no answer in time.", retry_after_s=RETRY_AFTER_S)
-
-
-def _expressions(
-    expressions: dict[str, Any], condition: str | None, names: Mapping[str, str], values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Complete a request's expressions by the names and values that they use."""
-    texts = [*expressions.values(), condition or ""]
-    if condition is not None:
-        expressions["ConditionExpression"] = condition
-        expressions["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
-    used = _names(*texts)
-    if used:
-        expressions["ExpressionAttributeNames"] = used | {f"#{name}": names[name] for name in names}
-    if values:
-        expressions["ExpressionAttributeValues"] = {
-            f":{name}": pack_value(value) for name, value in values.items()
-        }
-    return expressions
-
-
-@lru_cache(maxsize=256)  # one for each form of a decision
-def _names(*texts: str) -> dict[str, str]:
-    """Return the attributes that expressions name; shared by all who ask, so it is not to be changed."""
-    return {f"#{name}": name for text in texts for name in _NAME.findall(text)}
-
-
-def pack(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Write an item as DynamoDB's JSON; an attribute that is None is left out."""
-    return {name: pack_value(value) for name, value in item.items() if value is not None}
-
-
-def pack_value(value: Any) -> dict[str, Any]:
-    """Write a value as DynamoDB's JSON."""
-    if isinstance(value, str):
-        return {"S": value}
-    if type(value) is int:
-        return {"N": str(value)}
-    if isinstance(value, (list, tuple)):
-        return {"L": [pack_value(each) for each in value]}
-    if isinstance(value, dict):
-        return {"M": {name: pack_value(each) for name, each in value.items()}}
-    if isinstance(value, bytes):
-        return {"B": value}
-    if value is None:
-        return {"NULL": True}
-    if isinstance(value, bool):
-        return {"BOOL": value}
-    raise TypeError(f"no value of an item: {type(value).__name__}")
-
-
-def unpack(item: Mapping[str, Any]) -> Item:
-    """Read an item from DynamoDB's JSON."""
-    return {name: unpack_value(value) for name, value in item.items()}
-
-
-def unpack_value(value: Mapping[str, Any]) -> Any:
-    """Read a value from DynamoDB's JSON; numbers of ours are whole."""
-    ((kind, content),) = value.items()
-    if kind == "N":
-        return int(content)
-    if kind == "M":
-        return unpack(content)
-    if kind == "L":
-        return [unpack_value(each) for each in content]
-    return None if kind == "NULL" else content

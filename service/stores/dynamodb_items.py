@@ -22,6 +22,8 @@ LEASES: Final = "leases"
 INLINE_INPUT_BYTES: Final = 384
 """An input up to this is part of the record while it has not ended: one item less, still under 1 KB."""
 PIECE_BYTES: Final = 300 * 1024
+COMPRESSED_FROM_BYTES: Final = 800
+"""Up to 1 KB an item costs one write unit, so the events of a short one lie in it as they are."""
 PARTS: Final = "part:"
 
 _EVENT: Final = re.compile(r"event:(\d+):(\d+)", re.ASCII)
@@ -190,7 +192,7 @@ def event_items(invocation_id: str, block: Block, ttl: int) -> list[Item]:
     One event that does not fit an item lies in parts, which come before the item that names them.
     """
     items: list[Item] = []
-    for piece, codec, blob in pack(block, PIECE_BYTES):
+    for piece, codec, blob in pack(block, PIECE_BYTES, COMPRESSED_FROM_BYTES):
         item: Item = {
             "pk": invocation_id,
             "sk": event_sk(piece.last),

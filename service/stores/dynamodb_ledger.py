@@ -12,6 +12,7 @@ tried. What an attempt that is not the current one used is never charged.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from service.events import EventId
@@ -180,27 +181,43 @@ class Change:
         # What is calculated from what was read asks that it is still so.
         calculated = ("used", "tried", "holds", "committed_tokens")
         conditions |= {name: self._record.item.get(name) for name in calculated if name in sets}
-        names: dict[str, str] = {}
-        changes, asked = [], ["attribute_exists(#pk)"]
-        values: dict[str, Any] = {}
-        for place, (name, line) in enumerate(sorted(self._lines.items())):
-            names[f"line{place}"], values[f"line{place}"] = name, line
-            changes.append(f"#ledger.#line{place} = :line{place}")
-            asked.append(f"attribute_not_exists(#ledger.#line{place})")
-        for name, value in sets.items():
-            values[f"new_{name}"] = value
-            changes.append(f"#{name} = :new_{name}")
-        for name, value in conditions.items():
-            if value is None:
-                asked.append(f"attribute_not_exists(#{name})")
-            else:
-                values[f"old_{name}"] = value
-                asked.append(f"#{name} = :old_{name}")
-        text = "SET " + ", ".join(changes)
-        if self._removes:
-            text += " REMOVE " + ", ".join(f"#{name}" for name in self._removes)
+        lines = sorted(self._lines.items())
+        same = {name: value for name, value in conditions.items() if value is not None}
+        absent = tuple(name for name in conditions if name not in same)
+        change, condition = _expressions(len(lines), tuple(sets), tuple(self._removes), tuple(same), absent)
+        values = {f"line{place}": line for place, (_, line) in enumerate(lines)}
+        values |= {f"new_{name}": value for name, value in sets.items()}
+        values |= {f"old_{name}": value for name, value in same.items()}
+        names = {f"line{place}": name for place, (name, _) in enumerate(lines)}
         key = record_key(self.invocation_id)
-        return update(self._tables.invocations, key, text, " AND ".join(asked), names=names, **values)
+        return update(self._tables.invocations, key, change, condition, names=names, **values)
+
+
+@lru_cache(maxsize=256)  # one for each form of a decision
+def _expressions(
+    lines: int,
+    sets: tuple[str, ...],
+    removes: tuple[str, ...],
+    same: tuple[str, ...],
+    absent: tuple[str, ...],
+) -> tuple[str, str]:
+    """Return how a record changes, and on what condition.
+
+    Args:
+        lines: How many lines its ledger gets; none of them is there yet.
+        sets, removes: What becomes of attributes.
+        same, absent: Those that are still as they were read, and those that are still not there.
+    """
+    changes = [f"#ledger.#line{place} = :line{place}" for place in range(lines)]
+    changes += [f"#{name} = :new_{name}" for name in sets]
+    change = "SET " + ", ".join(changes)
+    if removes:
+        change += " REMOVE " + ", ".join(f"#{name}" for name in removes)
+    asked = ["attribute_exists(#pk)"]
+    asked += [f"attribute_not_exists(#ledger.#line{place})" for place in range(lines)]
+    asked += [f"#{name} = :old_{name}" for name in same]
+    asked += [f"attribute_not_exists(#{name})" for name in absent]
+    return change, " AND ".join(asked)
 
 
 async def settle_alone(tables: Tables, settlement: Settlement, now_ms: int) -> bool:

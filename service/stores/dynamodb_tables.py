@@ -15,7 +15,8 @@ from typing import Any, Final
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.config import ConfigError
-from service.stores.dynamodb_client import DynamoClient, pack
+from service.stores.dynamodb_client import DynamoClient
+from service.stores.dynamodb_values import pack
 
 HELD_INDEX: Final = "held"
 LISTED_INDEX: Final = "listed"

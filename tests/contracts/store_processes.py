@@ -19,8 +19,9 @@ from service.errors import Fenced, HeadraceError, StoreUnavailable
 from service.stores import Store
 from service.stores.dynamodb import CONTENT_S, LEDGER_S, RETENTION_S, DynamoStore
 from service.stores.dynamodb_accounts import Accounts
-from service.stores.dynamodb_client import BATCH_WRITES, Call, DynamoClient, Item, unpack
+from service.stores.dynamodb_client import BATCH_WRITES, Call, DynamoClient, Item
 from service.stores.dynamodb_records import Tables as StoreTables
+from service.stores.dynamodb_values import unpack
 from service.stores.sqlite import BUSY_TIMEOUT_S, SqliteStore
 from service.stores.sqlite_schema import MEMORY, open_database
 from service.stores.sqlite_thread import QUEUE_LIMIT, StoreThread

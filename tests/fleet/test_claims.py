@@ -11,7 +11,7 @@ from service.errors import StoreUnavailable
 from service.events import EventId
 from service.runtimes.python_calls import CALLS_AT_ONCE
 from service.stores import Claim, HandOver, Turn
-from service.stores.dynamodb_client import pack
+from service.stores.dynamodb_values import pack
 from tests.contracts.store_cases import LIMITS, NOW, ROOMY, entry, hold, new, settlement
 from tests.dynamodb import Tables
 from tests.dynamodb_faults import Faults, answer_lost, given_up_before, invalid

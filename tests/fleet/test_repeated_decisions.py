@@ -9,7 +9,7 @@ from local.dynamodb import DynamoDbLocal
 from service.errors import Fenced, StoreUnavailable
 from service.events import START
 from service.stores.dynamodb import DynamoStore
-from service.stores.dynamodb_client import unpack
+from service.stores.dynamodb_values import unpack
 from tests.contracts.store_cases import NOW
 from tests.dynamodb import Tables
 from tests.dynamodb_faults import (
