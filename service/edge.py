@@ -111,8 +111,10 @@ class Edge:
 
 def _forget(scope: Scope) -> None:
     """Drop what the request said, a token among it: its answer may stream for an hour."""
+    method = scope["method"]
     scope["headers"].clear()  # the server holds the list too
     scope.clear()
+    scope["method"] = method  # uvicorn's own `send` asks for it
 
 
 def _shape(segments: Sequence[str]) -> Shape:

@@ -226,7 +226,7 @@ async def test_while_an_answer_streams_nothing_holds_what_its_request_said() -> 
 
     await client.request("GET", "/usage", headers={"authorization": "Bearer token"})
 
-    assert seen == ["Bearer token", ({}, [])]
+    assert seen == ["Bearer token", ({"method": "GET"}, [])]
 
 
 async def test_the_lifespan_passes_through() -> None:
