@@ -114,7 +114,7 @@ def _forget(scope: Scope) -> None:
     method = scope["method"]
     scope["headers"].clear()  # the server holds the list too
     scope.clear()
-    scope["method"] = method  # the server's `send` asks for it
+    scope["method"] = method  # uvicorn's own `send` asks for it
 
 
 def _shape(segments: Sequence[str]) -> Shape:

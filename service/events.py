@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import orjson
+
 from service.config import ModelName
 from service.errors import InvalidCursor
 
@@ -101,7 +103,7 @@ class Block(NamedTuple):
 
 def encode(event_type: str, value: Mapping[str, Any]) -> bytes:
     """Encode one of our own events."""
-    return json.dumps({event_type: value}, separators=(",", ":"), ensure_ascii=False).encode()
+    return orjson.dumps({event_type: value})
 
 
 def started(invocation_id: str, runtime_id: str, models: Sequence[str] = ()) -> bytes:

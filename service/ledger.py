@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+import orjson
+
 from service.config import NO_OPTIONS, Limits, ModelOptions
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.events import Block
@@ -89,10 +91,22 @@ def options_bound_tokens(options: ModelOptions) -> int:
     return bound
 
 
+def parsed(payload: bytes) -> Any:
+    """Parse what an upstream wrote; NaN and half a character, which orjson refuses, are taken too.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return json.loads(payload)
+
+
 def reported_usage(metadata: bytes) -> Usage | None:
     """Read the usage of a ConverseStream `metadata` payload; None if it has none that makes sense."""
     try:
-        usage = json.loads(metadata)["usage"]
+        usage = parsed(metadata)["usage"]
         counts = [
             usage.get(name, 0)
             for name in ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens")

@@ -1,8 +1,9 @@
 """uvicorn's HTTP protocol, for streams that are open for long: what they need of it, and less memory.
 
 `__main__` hands it to the server. It offers the app two things beside ASGI, in `scope["extensions"]`: to drop
-the connection of a stuck peer, and to write a chunk at once. Where uvicorn makes a `deque` or an
-`asyncio.Event`, which has one (760 bytes each, three a connection), it has what is as good and small.
+the connection of a stuck peer, and to write a chunk at once; each request is a `protocol_cycle.Cycle`. Where
+uvicorn makes a `deque` or an `asyncio.Event`, which has one (760 bytes each, three a connection), it has what
+is as good and small.
 """
 
 import asyncio
@@ -10,13 +11,15 @@ import socket
 import sys
 from collections import deque
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api_stream import ABORT, WRITE
+from service.protocol_cycle import Cycle, Flag
 
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 """Of what comes without a whole head or a part of a body. API Gateway takes 10,240 bytes of headers:
@@ -91,14 +94,34 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
             raise _TooManyRequests  # the parser takes no more of what was read
         super().on_message_begin()
-        self.scope["extensions"] = cast("dict[str, Any]", {ABORT: self.transport.abort})
 
     def on_headers_complete(self) -> None:
+        """Start the request, or let it wait for the answer to the one before."""
         self._unread_bytes = 0
-        super().on_headers_complete()  # which may start a task: nothing of the app has run yet
-        self.cycle.message_event = cast("asyncio.Event", _Event())
-        extensions: Any = self.scope["extensions"]
-        extensions[WRITE] = partial(_write, self.cycle)
+        parser, scope = self.parser, cast("dict[str, Any]", self.scope)
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version = parser.get_http_version()
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        cycle = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.server_state.default_headers,
+            self.on_response_complete,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            expects_continue=self.expect_100_continue,
+        )
+        scope["extensions"] = {ABORT: self.transport.abort, WRITE: cycle.write}
+        self.cycle = cast("RequestResponseCycle", cycle)
+        if self._is_answering:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        else:
+            self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
@@ -131,46 +154,6 @@ class _TooManyRequests(Exception):
     """A peer has sent more requests than it may without waiting for answers."""
 
 
-def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """Write a chunk of a response; False where that is not all that `send` would do.
-
-    `send` costs a coroutine, a message and a look at each of its parts; a stream writes once a delta.
-    """
-    if not cycle.chunked_encoding or cycle.flow.write_paused or not body:  # chunked: once it has started
-        return False
-    if cycle.disconnected or cycle.response_complete:
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-    return True
-
-
-class _Event:
-    """What uvicorn uses of an `asyncio.Event`."""
-
-    __slots__ = ("_is_set", "_waiters")
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
-
-    def set(self) -> None:
-        self._is_set = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters = ()
-
-    def clear(self) -> None:
-        self._is_set = False
-
-    async def wait(self) -> bool:
-        if not self._is_set:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters = (*self._waiters, waiter)
-            await waiter
-        return True
-
-
 class _Flow(FlowControl):
     """uvicorn's, with the small event."""
 
@@ -178,7 +161,7 @@ class _Flow(FlowControl):
         self._transport = transport
         self.read_paused = False
         self.write_paused = False
-        self._is_writable_event = cast("asyncio.Event", _Event())
+        self._is_writable_event = cast("asyncio.Event", Flag())
         self._is_writable_event.set()
 
 

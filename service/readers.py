@@ -121,17 +121,11 @@ class Reader:
         """
         self._send, self._abort, self._write_now = send, abort, write
         try:
-            if self._write_now(self._wire.connected):
-                self.bytes_sent += len(self._wire.connected)
-                self._touch()
-            else:
-                await self._send_now(self._wire.connected)
+            self._touch()
             self._began = True
             self._wheel.add(self)
             self._log.on_move(self._leave)
-            if self._log.moved:
-                self._leave()
-            self._advance()
+            self._begin()
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
@@ -143,6 +137,17 @@ class Reader:
                 self._sending.cancel()
 
     # -- writing
+
+    def _begin(self) -> None:
+        """Write that the stream is there, and in the same piece what it has already."""
+        ready: list[Block] = []
+        if self._close_reason is None and not self._log.moved:
+            ready = self._log.after(self.cursor, limit_bytes=PIECE_BYTES) or []
+        is_written = self._write_blocks(ready, before=self._wire.connected)
+        if self._log.moved:
+            self._leave()
+        if is_written:
+            self._advance()
 
     def _on_block(self, attempt: int, first_seq: int, events: tuple[bytes, ...]) -> None:
         """Take a block from the log: called only while attached, with the block that follows the cursor."""
@@ -205,9 +210,10 @@ class Reader:
             elif not self._write_blocks(blocks):
                 return
 
-    def _write_blocks(self, blocks: list[Block]) -> bool:
-        body = self._wire.blocks(blocks)
-        self._attempt, self._seq = blocks[-1].last
+    def _write_blocks(self, blocks: list[Block], before: bytes = b"") -> bool:
+        body = before + self._wire.blocks(blocks)
+        if blocks:
+            self._attempt, self._seq = blocks[-1].last
         self.events_sent += sum(len(block.events) for block in blocks)
         return self._write(body, end="terminal" if self._log.ended and self.cursor == self._log.head else "")
 

@@ -93,6 +93,7 @@ THIRD_PARTY_OF_LAYER: Final[dict[int, set[str]]] = {
     5: {"starlette", "uvicorn", "uvloop", "aioboto3", "aiohttp"},
 }
 THIRD_PARTY: Final[dict[str, set[str]]] = {
+    "events": JSON,
     "runtimes": JSON,
     "jose": {"cryptography"},
     "keys": {"cryptography"},
@@ -105,6 +106,7 @@ THIRD_PARTY: Final[dict[str, set[str]]] = {
     "models.openai_compat": {"aioboto3", "aiobotocore", "botocore"} | JSON,
     "stores.sqlite": {"sqlite3"} | JSON,
     "stores.dynamodb": {"aioboto3", "botocore"} | JSON,
+    "protocol": {"httptools"},
     "telemetry": {"aws_lambda_powertools"} | JSON,
 }
 # Of the standard library but somebody's property all the same.

@@ -65,6 +65,7 @@ STREAMS: Final = {
         "Before authentication a head is bounded in bytes and time, and so are requests that wait in line.",
         _API,
     ),
+    "heads-stay-whole": Promise("No header of an answer becomes two, whatever is in its value.", _API),
     "two-encodings-one-log": Promise("SSE and NDJSON carry the same events with the same ids.", _API),
     "any-client-parses": Promise(
         "Heartbeats and frames are read by standard SSE parsers without empty or broken events.", _API

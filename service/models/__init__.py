@@ -12,8 +12,8 @@ A stream is complete when `messageStop` *and* the end of the stream were seen; e
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 from service.config import NO_OPTIONS, ModelOptions
 from service.errors import UpstreamError
@@ -36,8 +36,7 @@ async def _given_up(_: UpstreamError) -> None:
     """Wait for nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(NamedTuple):
     """One model call, in Bedrock Converse's shapes (dicts as its JSON documents; bytes members in base64).
 
     An upstream carries all `options` or is not configured with them; of cache points, those that it has.
@@ -58,7 +57,7 @@ class ModelRequest:
     max_tokens: int
     system: str = ""
     tools: Sequence[Mapping[str, Any]] = ()
-    request_metadata: Mapping[str, str] = field(default_factory=dict)
+    request_metadata: Mapping[str, str] = MappingProxyType({})
     options: ModelOptions = NO_OPTIONS
     before_try: Callable[[], Awaitable[None]] = _at_once
     may_send: Callable[[], bool] = lambda: True

@@ -13,7 +13,7 @@ the one that is asked is asked once, and the last one retries as its adapter doe
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from service.config import ModelName
@@ -43,7 +43,7 @@ class Candidate:
     def asked(self, request: ModelRequest) -> ModelRequest:
         """Return the request as this model gets it."""
         model_id = self.name.model_id
-        return request if request.model_id == model_id else replace(request, model_id=model_id)
+        return request if request.model_id == model_id else request._replace(model_id=model_id)
 
 
 class Routes:
@@ -182,8 +182,7 @@ async def _patiently(candidate: Candidate, request: ModelRequest, call: _Call, f
         is_sent = request.may_send()
         return is_sent
 
-    asked = replace(
-        request,
+    asked = request._replace(
         model_id=candidate.name.model_id,
         has_successor=True,
         before_try=before_try,

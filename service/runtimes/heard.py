@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from service.events import whole
 from service.invocations import Usage
-from service.ledger import estimated_usage, reported_usage
+from service.ledger import estimated_usage, parsed, reported_usage
 from service.models import Deliver, Frame
 
 
@@ -78,7 +78,7 @@ class Heard:
     def stop_reason(self) -> str:
         """The model's stop reason, `unknown` if it gave none."""
         try:
-            reason = json.loads(self._stop)["stopReason"]
+            reason = parsed(self._stop)["stopReason"]
         except (ValueError, TypeError, KeyError):
             return "unknown"
         return reason if isinstance(reason, str) else "unknown"

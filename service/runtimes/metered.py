@@ -9,7 +9,6 @@ call, its turn is settled: by the caller where it returned, by `settle_at_end` w
 """
 
 import asyncio
-from dataclasses import replace
 
 from service.errors import BudgetExceeded, QuotaExceeded, UpstreamError
 from service.invocations import Usage
@@ -91,8 +90,7 @@ class ModelCall:
     # -- what the upstream asks and tells
 
     def _guarded(self, request: ModelRequest) -> ModelRequest:
-        return replace(
-            request,
+        return request._replace(
             before_try=self._before_try,
             may_send=self._may_send,
             ask=self._ask,

@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,7 +106,7 @@ async def test_nothing_is_sent_that_may_not_be_sent_any_more_until_it_may_again(
         return next(may)
 
     async with playing([HELLO]) as upstream:
-        request = replace(REQUEST, before_try=before_try, may_send=may_send)
+        request = REQUEST._replace(before_try=before_try, may_send=may_send)
         await upstream.model.converse(request, receiver)
 
     assert (asked, receiver.frames) == (["before", "send?"] * 3, HELLO)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from zlib import crc32
 
 import pytest
@@ -191,7 +190,7 @@ async def test_a_fault_of_ours_is_not_taken_for_a_failure_of_the_upstream(
     async with bedrock(replies(OK), monkeypatch) as (model, server):
         with pytest.raises(TypeError):
             await model.converse(
-                replace(REQUEST, messages=[{"role": object(), "content": []}]), lambda _: None
+                REQUEST._replace(messages=[{"role": object(), "content": []}]), lambda _: None
             )
 
     assert server.requests == []
@@ -314,7 +313,7 @@ async def test_two_retries_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_where_another_model_can_be_asked_nothing_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = replace(REQUEST, has_successor=True)
+    request = REQUEST._replace(has_successor=True)
     async with bedrock(replies(*[refusal(429)] * 9), monkeypatch) as (model, server):
         with pytest.raises(UpstreamThrottled):
             await model.converse(request, lambda _: None)

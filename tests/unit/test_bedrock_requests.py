@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -154,7 +153,7 @@ CACHE_POINT = {"cachePoint": {"type": "default"}}
 
 @pytest.mark.promise("options-sent-exactly")
 async def test_every_option_is_sent_as_bedrock_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = replace(FULL, model_id="us.anthropic.claude-sonnet-4-5-20250929-v1:0", options=OPTIONS)
+    request = FULL._replace(model_id="us.anthropic.claude-sonnet-4-5-20250929-v1:0", options=OPTIONS)
 
     got = json.loads((await received(request, monkeypatch)).body)
 
@@ -181,7 +180,7 @@ async def test_every_option_is_sent_as_bedrock_has_it(monkeypatch: pytest.Monkey
 
 
 async def test_sampling_is_sent_even_where_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = replace(REQUEST, options=ModelOptions(temperature=0.0, top_p=0.0))
+    request = REQUEST._replace(options=ModelOptions(temperature=0.0, top_p=0.0))
 
     got = json.loads((await received(request, monkeypatch)).body)
 
@@ -200,7 +199,7 @@ async def test_sampling_is_sent_even_where_it_is_zero(monkeypatch: pytest.Monkey
 async def test_cache_points_are_sent_where_the_model_takes_them(
     monkeypatch: pytest.MonkeyPatch, model_id: str, system: bool, tools: bool
 ) -> None:
-    request = replace(FULL, model_id=model_id, options=ModelOptions(cache=True))
+    request = FULL._replace(model_id=model_id, options=ModelOptions(cache=True))
 
     got = json.loads((await received(request, monkeypatch)).body)
 
@@ -211,7 +210,7 @@ async def test_cache_points_are_sent_where_the_model_takes_them(
 async def test_a_cache_point_stands_only_behind_something(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request = replace(REQUEST, model_id="anthropic.claude-v9", options=ModelOptions(cache=True))
+    request = REQUEST._replace(model_id="anthropic.claude-v9", options=ModelOptions(cache=True))
 
     got = json.loads((await received(request, monkeypatch)).body)
 
@@ -228,7 +227,7 @@ async def test_a_cache_point_stands_only_behind_something(
     ],
 )
 async def test_an_inference_profile_is_a_model_id(monkeypatch: pytest.MonkeyPatch, model_id: str) -> None:
-    request = replace(REQUEST, model_id=ModelName.of(f"bedrock/{model_id}").model_id)
+    request = REQUEST._replace(model_id=ModelName.of(f"bedrock/{model_id}").model_id)
 
     got = await received(request, monkeypatch)
 
@@ -247,7 +246,7 @@ async def test_bytes_go_as_they_stand_in_the_public_json(monkeypatch: pytest.Mon
         {"reasoningContent": {"reasoningText": {"text": "x", "signature": "y"}}},
     ]
 
-    got = await received(replace(REQUEST, messages=[{"role": "user", "content": content}]), monkeypatch)
+    got = await received(REQUEST._replace(messages=[{"role": "user", "content": content}]), monkeypatch)
 
     assert json.loads(got.body)["messages"] == [{"role": "user", "content": content}]
 
@@ -257,7 +256,7 @@ async def test_what_no_encoding_of_unicode_has_is_sent_as_the_model_wrote_it(
 ) -> None:
     use = {"toolUse": {"toolUseId": "t1", "name": "add", "input": {"half": "\ud83d", "many": 2**64}}}
 
-    got = await received(replace(REQUEST, messages=[{"role": "assistant", "content": [use]}]), monkeypatch)
+    got = await received(REQUEST._replace(messages=[{"role": "assistant", "content": [use]}]), monkeypatch)
 
     assert json.loads(got.body)["messages"] == [{"role": "assistant", "content": [use]}]
 
@@ -268,7 +267,7 @@ async def test_a_shape_that_nobody_knows_is_for_the_upstream_to_refuse(
     messages = [{"role": "user", "content": [{"x": 1}]}]
     async with bedrock(in_turn(refusal(400, "ValidationException")), monkeypatch) as (model, server):
         with pytest.raises(UpstreamRejected) as caught:
-            await model.converse(replace(REQUEST, messages=messages), lambda _: None)
+            await model.converse(REQUEST._replace(messages=messages), lambda _: None)
 
     assert (caught.value.billed, json.loads(server.requests[0].body)["messages"]) == (False, messages)
 
@@ -306,7 +305,7 @@ async def test_reasoning_of_another_upstream_is_not_sent_to_a_claude(
         {"role": "assistant", "content": [unsigned, signed, {"text": "b"}]},
         {"role": "user", "content": [{"text": "c"}]},
     ]
-    got = await received(replace(REQUEST, model_id=model_id, messages=messages), monkeypatch)
+    got = await received(REQUEST._replace(model_id=model_id, messages=messages), monkeypatch)
 
     sent = json.loads(got.body)["messages"][1]["content"]
     assert sent == [*([unsigned] if is_sent else []), signed, {"text": "b"}]
@@ -329,7 +328,7 @@ async def test_before_a_retry_pauses_its_caller_knows_that_what_was_tried_has_co
         return True
 
     pacing = Pacing(sleep=sleep, random=lambda: 0.5, now_s=lambda: 0.0)
-    request = replace(REQUEST, before_try=before_try, may_send=may_send)
+    request = REQUEST._replace(before_try=before_try, may_send=may_send)
     async with bedrock(in_turn(refusal(429), OK), monkeypatch, pacing=pacing) as (model, _):
         await model.converse(request, lambda _: None)
 
@@ -358,7 +357,7 @@ async def test_a_connection_that_takes_longer_than_the_lease_carries_no_request(
             return connected
 
         monkeypatch.setattr(loop, "create_connection", slowly)
-        request = replace(REQUEST, before_try=before_try, may_send=lambda: held)
+        request = REQUEST._replace(before_try=before_try, may_send=lambda: held)
         await model.converse(request, lambda _: None)
 
     assert (waited, len(server.requests)) == ([True, False], 1)

@@ -1,6 +1,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from service.invocations import Usage
 from service.models import Frame
 from service.runtimes.heard import Heard, ToolUse
@@ -47,6 +49,16 @@ def test_without_metadata_the_usage_is_an_estimate() -> None:
 
 def test_nothing_heard_is_nothing_generated() -> None:
     assert not hear(start())[0].generated
+
+
+@pytest.mark.parametrize("beside", [rb'"\ud83d"', b"NaN"])
+def test_what_only_a_lenient_parser_reads_is_read(beside: bytes) -> None:
+    end = (b"messageStop", b'{"stopReason":"tool_use","more":%b}' % beside)
+    used = (b"metadata", b'{"usage":{"inputTokens":1,"outputTokens":2},"more":%b}' % beside)
+
+    heard, _ = hear([end, used])
+
+    assert (heard.stop_reason, heard.usage) == ("tool_use", Usage(1, 2))
 
 
 def test_a_stop_reason_that_makes_no_sense_is_unknown() -> None:

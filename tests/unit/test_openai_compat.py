@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ async def test_the_type_of_llama_cpps_errors_counts_as_a_code() -> None:
 
 async def test_a_document_is_refused_before_anything_is_sent() -> None:
     document = {"document": {"format": "pdf", "name": "a", "source": {"bytes": "AAAA"}}}
-    request = replace(REQUEST, messages=[{"role": "user", "content": [document]}])
+    request = REQUEST._replace(messages=[{"role": "user", "content": [document]}])
     async with serving(replies(OK)) as (model, server):
         with pytest.raises(UpstreamRejected, match="no documents") as caught:
             await model.converse(request, lambda _: None)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,7 +98,7 @@ def test_what_is_not_asked_for_is_not_sent() -> None:
 def test_the_options_that_this_api_has_are_sent() -> None:
     options = ModelOptions(cache=True, temperature=0.0, top_p=0.5, stop_sequences=("END",))
 
-    body = body_of(replace(REQUEST, options=options))
+    body = body_of(REQUEST._replace(options=options))
 
     assert body == body_of(REQUEST) | {"temperature": 0.0, "top_p": 0.5, "stop": ["END"]}
 
@@ -107,7 +106,7 @@ def test_the_options_that_this_api_has_are_sent() -> None:
 def test_a_tool_may_go_without_a_description() -> None:
     spec = {"name": "add", "inputSchema": {"json": {"type": "object"}}}
 
-    (tool,) = body_of(replace(REQUEST, tools=[spec]))["tools"]
+    (tool,) = body_of(REQUEST._replace(tools=[spec]))["tools"]
 
     assert tool["function"] == {"name": "add", "description": "", "parameters": {"type": "object"}}
 
@@ -181,7 +180,7 @@ def test_a_block_that_has_no_place_is_refused(block: Any, sentence: str) -> None
 async def test_the_request_goes_to_chat_completions_with_key_and_call_and_without_anything_else() -> None:
     told = {"team": "search", CALL_METADATA: "inv_1:1:2"}
     async with serving(replies(OK), key=KEY) as (model, server):
-        await model.converse(replace(REQUEST, request_metadata=told), lambda _: None)
+        await model.converse(REQUEST._replace(request_metadata=told), lambda _: None)
 
     (got,) = server.requests
     assert (got.method, got.target) == ("POST", "/v1/chat/completions")

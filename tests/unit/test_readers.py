@@ -103,6 +103,15 @@ async def test_a_reader_gets_what_was_there_and_what_comes_to_the_terminal_event
     assert (reading.readers[0].end, reading.readers[0].events_sent) == ("terminal", 5)
 
 
+async def test_the_first_piece_is_the_greeting_and_what_is_there_already(reading: Reading) -> None:
+    reading.publish(delta(1), delta(2))
+
+    async with reading.read() as exchange:
+        (first,) = exchange.writes
+
+    assert first == SSE.connected + SSE.block(1, 1, (delta(1), delta(2)))
+
+
 async def test_what_arrived_together_leaves_in_one_write(reading: Reading) -> None:
     async with reading.read() as exchange:
         before = len(exchange.writes)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +57,7 @@ class Call:
             if not self.room:
                 raise failure
 
-        return replace(REQUEST, ask=self.did.append, give_up=give_up)
+        return REQUEST._replace(ask=self.did.append, give_up=give_up)
 
     async def make(self) -> None:
         await self.route.converse(self.request(), self._deliver)
@@ -252,7 +251,7 @@ async def test_what_its_caller_waits_for_is_not_a_models_silence(clock: ManualCl
     call = Call(clock, YES, YES)
     upstreams: dict[str, Model] = {"near": Withheld(), "far": call.models[1]}
     routes = Routes(upstreams, now_s=clock.monotonic_s, on_breaker=lambda _: None)
-    request = replace(call.request(), before_try=before_try)
+    request = call.request()._replace(before_try=before_try)
     made = asyncio.ensure_future(routes.to([A, B], first_event_s=10).converse(request, call.frames.extend))
     await clock.advance(3600)
     held.set()

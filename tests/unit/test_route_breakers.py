@@ -1,7 +1,6 @@
 """How breakers steer a route: whom it leaves alone, whom it probes, and what a call then fails with."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ async def fall_over_together(call: Call) -> list[Any]:
         call.did.append(failure.code)
         await charged.wait()
 
-    request = replace(REQUEST, ask=call.did.append, give_up=give_up)
+    request = REQUEST._replace(ask=call.did.append, give_up=give_up)
     made = [asyncio.ensure_future(call.route.converse(request, call.frames.extend)) for _ in range(3)]
     await call.clock.advance(0)
     charged.set()
