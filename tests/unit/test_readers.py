@@ -1,8 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import pairwise
-from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -372,30 +370,3 @@ async def test_a_replay_waits_for_a_store_that_is_down(reading: Reading) -> None
         answer = await exchange.whole()
 
     assert kinds_of(answer.body) == ["invocationCompleted"]
-
-
-def test_the_wheel_looks_at_a_reader_once_per_interval_however_much_it_writes() -> None:
-    looks: list[float] = []
-    now = 100.0
-
-    class Counting:
-        slot = -1
-        beat_at = 110.0
-
-        def due_at(self) -> float:
-            return self.beat_at
-
-        def look(self, at: float) -> None:
-            looks.append(at)
-            self.beat_at = at + 10
-
-    wheel = Wheel(1.0, lambda: now)
-    counting: Any = Counting()
-    wheel.add(counting)
-    for _ in range(1000):
-        now += 0.1
-        wheel.turn()
-
-    assert len(looks) == 9
-    assert all(10 <= later - earlier <= 11 for earlier, later in pairwise(looks))
-    assert len(wheel) == 1
