@@ -38,6 +38,8 @@ REASONING_OVERHEAD_TOKENS: Final = 1024
 # a document is at most 100 pages, each as text and as image.
 IMAGE_CEILING_TOKENS: Final = 4096
 DOCUMENT_CEILING_TOKENS: Final = 150_000
+MOST_TOKENS: Final = 10**12
+"""No call has used more, whatever its upstream says: the stores add counts up in 64 bits."""
 PERSIST_RETRY_S: Final = (0.1, 5.0)
 GIVEN_UP: Final = 1_000_000
 """Added to a turn for each model that it has asked: the number of a given-up call's entry in the ledger."""
@@ -113,7 +115,7 @@ def reported_usage(metadata: bytes) -> Usage | None:
         ]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if not all(type(count) is int and count >= 0 for count in counts):
+    if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts):
         return None
     return Usage(*counts)
 

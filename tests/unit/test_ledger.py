@@ -70,6 +70,8 @@ def test_reported_usage_is_read_from_metadata() -> None:
         b'{"usage":7}',
         b'{"usage":{"inputTokens":"7"}}',
         b'{"usage":{"outputTokens":-1}}',
+        b'{"usage":{"outputTokens":1000000000001}}',
+        b'{"usage":{"outputTokens":1e9}}',
         b"\xff",
     ],
 )
