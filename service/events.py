@@ -103,8 +103,11 @@ class Block(NamedTuple):
 
 def encode(event_type: str, value: Mapping[str, Any]) -> bytes:
     """Encode one of our own events."""
-    # A copy: what orjson returns was made in a buffer of 1 KB, whose rest is lost while the event is kept.
-    return bytes(memoryview(orjson.dumps({event_type: value})))
+    try:
+        # A copy: orjson writes into a buffer of 1 KB, whose rest is lost as long as the event is kept.
+        return bytes(memoryview(orjson.dumps({event_type: value})))
+    except orjson.JSONEncodeError:  # half a character of an upstream's, or a number of more than 64 bits
+        return json.dumps({event_type: value}, separators=(",", ":")).encode()
 
 
 def started(invocation_id: str, runtime_id: str, models: Sequence[str] = ()) -> bytes:

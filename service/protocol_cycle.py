@@ -101,7 +101,7 @@ class Cycle:
         expects_continue: bool,
     ) -> None:
         self.scope = scope
-        self.body = b""
+        self.body = bytearray()  # else each piece of a body would copy what came before it
         self.more_body = True
         self.keep_alive = keep_alive
         self.message_event = Flag()
@@ -119,14 +119,14 @@ class Cycle:
         self._left_bytes = 0  # of a body whose head has said how long it is
 
     async def run_asgi(self, app: ASGIApp) -> None:
-        """Let the app answer; an answer that it leaves undone is cut, one that it has not begun is a 500."""
+        """Let the app answer; an answer that it leaves undone is cut, or a 500 if nothing of it has left."""
         try:
             await app(self.scope, self.receive, self.send)
         except BaseException:  # the edge of the task: nobody awaits it
             logger.exception("request broke off")
         finally:
             if not self.response_complete and not self.disconnected:
-                if not self._started:
+                if not self._started or self._head:  # nothing has left
                     self._transport.write(_FAILED)
                 self._transport.close()
             self._on_complete = None  # the protocol's: it would keep both alive
@@ -142,7 +142,8 @@ class Cycle:
             self.message_event.clear()
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
-        body, self.body = self.body, b""
+        body = bytes(self.body)
+        self.body = bytearray()
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Message) -> None:
@@ -183,8 +184,11 @@ class Cycle:
         """Make the head. Names are in lower case, as ASGI has them; none of them comes from outside."""
         named = [*self._default_headers, *headers]
         lines = [b"%b: %b\r\n" % header for header in named]
-        length = dict(named).get(b"content-length")
-        if not self.keep_alive:
+        fields = dict(named)
+        length = fields.get(b"content-length")
+        if fields.get(b"connection") == b"close":
+            self.keep_alive = False
+        elif not self.keep_alive:
             lines.append(b"connection: close\r\n")
         if self._is_head or status in _BODILESS:
             chunked = False

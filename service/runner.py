@@ -81,9 +81,9 @@ class Runner:
         return {invocation_id: running.invocation.attempt for invocation_id, running in self._running.items()}
 
     @property
-    def invocation_ids(self) -> list[str]:
+    def invocation_ids(self) -> frozenset[str]:
         """What runs here: the same without a look at each attempt."""
-        return list(self._running)
+        return frozenset(self._running)
 
     @property
     def is_draining(self) -> bool:

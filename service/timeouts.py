@@ -64,10 +64,12 @@ class Timeouts:
     def _pass(self) -> None:
         self._timer = None
         now_s = asyncio.get_running_loop().time()
-        for slot in sorted(slot for slot in self._slots if slot * self._tick_s <= now_s):
-            for timed in self._slots.pop(slot, ()):
-                again_s = timed.look(now_s) if timed.slot == slot else None
-                if again_s is not None:
-                    self.watch(timed, again_s)
-        if self._slots:
-            self._set_timer(min(self._slots))
+        try:
+            for slot in sorted(slot for slot in self._slots if slot * self._tick_s <= now_s):
+                for timed in self._slots.pop(slot, ()):
+                    again_s = timed.look(now_s) if timed.slot == slot else None
+                    if again_s is not None:
+                        self.watch(timed, again_s)
+        finally:  # whatever a look has raised, the other slots keep their timer
+            if self._slots:
+                self._set_timer(min(self._slots))

@@ -4,7 +4,8 @@
                                         └─ not for 1 s ──> its thread's stack, and whose task it is, are told
 
 `agent_loops` starts it. What it finds it hands to who observes (`telemetry`), once when a loop is blocked and
-once when it goes on; it changes nothing. The stack has source lines, and no values.
+once when it goes on; it changes nothing. A block of 2 s is always told, a shorter one if a probe has met it.
+The stack has source lines, and no values.
 """
 
 import asyncio

@@ -70,7 +70,7 @@ class _Turn:
             async with asyncio.timeout(self._turns.limit_s):
                 await coming
         except BaseException as error:
-            if not coming.cancelled():  # it came in the moment in which we were cancelled
+            if not coming.cancel() and not coming.cancelled():  # it came in the moment in which we were told
                 self._turns.pass_on(self._name)
             if isinstance(error, TimeoutError):
                 raise busy() from error

@@ -107,6 +107,15 @@ def test_type_and_value_are_read_from_the_bytes() -> None:
     assert not is_terminal(b'{"messageStop":{}}')
 
 
+def test_what_only_an_upstream_out_of_its_mind_says_is_encoded_all_the_same() -> None:
+    said = {"stopReason": "\ud800", "usage": {"outputTokens": 2**70}}
+
+    event = encode("invocationCompleted", said)
+
+    assert event_value(event) == said
+    assert is_terminal(event)
+
+
 def test_the_answer_is_the_text_of_its_deltas() -> None:
     events = [
         b'{"messageStart":{"role":"assistant"}}',

@@ -12,6 +12,9 @@ from service.protocol_cycle import Cycle
 from tests.clock import ManualClock
 from tests.listening import Server
 
+CLOSE = (b"connection", b"close")
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
 
 class Wire(asyncio.Transport):
     """Keeps what is written to it."""
@@ -102,10 +105,14 @@ async def test_a_body_is_framed_as_its_head_says(
     assert (cycle.response_complete, wire.closed) == (True, False)
 
 
-async def test_an_answer_to_who_wants_no_other_says_so_and_closes() -> None:
+@pytest.mark.parametrize(("keep_alive", "close"), [(False, []), (True, [CLOSE]), (False, [CLOSE])])
+async def test_an_answer_that_is_the_last_says_so_and_closes(
+    keep_alive: bool, close: list[tuple[bytes, bytes]]
+) -> None:
     wire = Wire()
+    app = answering(start((b"content-length", b"0"), *close), body(b""))
 
-    await begun(wire, keep_alive=False).run_asgi(answering(start((b"content-length", b"0")), body(b"")))
+    await begun(wire, keep_alive=keep_alive).run_asgi(app)
 
     assert wire.written == [
         b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -120,9 +127,7 @@ async def test_a_header_that_would_become_two_is_an_error_and_not_sent(value: by
 
     await begun(wire).run_asgi(answering(start((b"x", value)), body(b"ok")))
 
-    assert wire.written == [
-        b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-    ]
+    assert wire.written == [FAILED]
     assert wire.closed
 
 
@@ -132,29 +137,39 @@ LENGTH_2 = start((b"content-length", b"2"))
 @pytest.mark.parametrize(
     ("messages", "written"),
     [
-        ([LENGTH_2, body(b"abc")], 0),
-        ([LENGTH_2, body(b"a")], 0),
-        ([LENGTH_2, body(b"a", more=True)], 1),
-        ([LENGTH_2, body(b"a", more=True), body(b"bc")], 1),
-        ([start()], 0),
-        ([start(), start()], 0),
-        ([LENGTH_2, body(b"ok"), body(b"more")], 1),
+        ([LENGTH_2, body(b"a", more=True)], b"a"),
+        ([LENGTH_2, body(b"a", more=True), body(b"bc")], b"a"),
+        ([LENGTH_2, body(b"ok"), body(b"more")], b"ok"),
     ],
 )
-async def test_an_answer_that_is_not_what_it_said_is_cut(messages: list[Message], written: int) -> None:
+async def test_an_answer_that_is_not_what_it_said_is_cut(messages: list[Message], written: bytes) -> None:
     wire = Wire()
     cycle = begun(wire)
 
     await cycle.run_asgi(answering(*messages))
 
-    assert len(wire.written) == written
+    assert wire.written == [b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 2\r\n\r\n" + written]
     assert wire.closed is not cycle.response_complete
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [start()], [start(), start()], [LENGTH_2, body(b"abc")], [LENGTH_2, body(b"a")], [body(b"a")]],
+)
+async def test_an_answer_of_which_nothing_has_left_becomes_a_500(messages: list[Message]) -> None:
+    wire = Wire()
+
+    await begun(wire).run_asgi(answering(*messages))
+
+    assert wire.written == [FAILED]
+    assert wire.closed
 
 
 async def test_a_body_that_waits_to_be_asked_for_is_asked_for_once() -> None:
     wire = Wire()
     cycle = begun(wire, method="POST", expects=True)
-    cycle.body, cycle.more_body = b"job", False
+    cycle.body += b"job"
+    cycle.more_body = False
     cycle.message_event.set()
 
     got = await cycle.receive()

@@ -1,5 +1,7 @@
 """Timeouts that share a timer: each passes in its time, a little late and never early."""
 
+import asyncio
+
 import pytest
 
 from service.timeouts import Timeouts
@@ -78,3 +80,22 @@ async def test_an_earlier_timeout_does_not_wait_for_a_later_one(clock: ManualClo
     await clock.advance(897)
 
     assert (first, late.passed_at) == ((START_S + 3, None), START_S + 900)
+
+
+async def test_a_look_that_raises_does_not_stop_the_others(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: told.append(said["exception"]))
+    timeouts = Timeouts(1.0)
+    faulty, late = Patient(timeouts, START_S + 3), Patient(timeouts, START_S + 9)
+    fault = ValueError("a fault of ours")
+    monkeypatch.setattr(faulty, "look", lambda _: raising(fault))
+
+    await clock.advance(9)
+
+    assert (told, late.passed_at) == ([fault], START_S + 9)
+
+
+def raising(error: Exception) -> None:
+    raise error
