@@ -252,13 +252,13 @@ def many_streams(bed: Bed) -> Figures:
     A job outlives its readers: what the window before it has begun has ended when a window begins.
     """
     figures: Figures = {}
-    for silent in MANY:
+    for streams in MANY:
         until_s = time.monotonic() + _ENDED_S
         while bed.upstream.under_way:
             if time.monotonic() > until_s:
                 raise SubjectFailed("what was asked before does not end")
             time.sleep(_SPARE_S)
-        figures[f"beside_{silent}"] = window(bed, BUSY, stalled=silent, beside=SILENT)["us"]
+        figures[f"beside_{streams}"] = window(bed, BUSY, stalled=streams, beside=SILENT)["us"]
     return figures | {"flat": figures[f"beside_{MANY[-1]}"] / figures["beside_0"]}
 
 

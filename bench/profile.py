@@ -30,7 +30,7 @@ from pathlib import Path
 from bench import lateness
 from bench.loadings import BUSY, MANY, ONE_DELTA, SILENT, requests, saturating, silent, window
 from bench.measuring import FULL, WARM_UP, Bed, Figures
-from bench.processes import Processes, SubjectFailed
+from bench.processes import Processes
 from bench.profile_tables import Profile, section, side_by_side
 from bench.sampler import SAMPLES
 from bench.scenarios import HEADRACE, TLS_STREAMS
@@ -57,7 +57,6 @@ calls of the standard library, in C and in the kernel; what the event loop does 
 its own or that of the module that it calls next. *Layer*: the binary that runs; of the kernel, the system
 call.
 """
-_WAIT_S = 10.0
 _SYSTEM_CALL = re.compile(r" (?:__x64_sys|__arm64_sys|__sys|ksys)_(\w+)")
 _LAYERS = (
     ("interpreter", r"libpython|^python3?"),
@@ -217,7 +216,7 @@ def _profile(case: Case) -> Profile:
         ):
             figures = case.figures(bed)
         script = _script(recording)
-        samples = _samples(running.pid, processes.folder / SAMPLES)
+        samples = json.loads(processes.written(running.pid, SAMPLES).read_text(encoding="utf-8"))
     main_us, threads_us = case.whole_us(figures)
     found = modules(samples, first_s, first_s + case.look_s)
     return Profile(main_us, threads_us, layers(script, running.pid), found)
@@ -268,17 +267,6 @@ def _script(path: Path) -> str:
         return ""
     command = ["perf", "script", "-i", str(path), "-F", "tid,ip,sym,dso"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def _samples(pid: int, path: Path) -> list[tuple[int, str, int]]:
-    os.kill(pid, signal.SIGUSR2)
-    until_s = time.monotonic() + _WAIT_S
-    while not path.exists():
-        if time.monotonic() > until_s:
-            raise SubjectFailed("the sampler wrote nothing")
-        time.sleep(0.05)
-    found: list[tuple[int, str, int]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def main() -> int:

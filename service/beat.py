@@ -10,7 +10,7 @@ Where a host's monotonic clock began is chance, so the hosts of a fleet don't be
 from typing import Final
 
 BEAT_S: Final = 0.9
-"""A second is promised to who cancels (`takeover.heed`), the look itself included; the rest goes along."""
+"""The watchdog tells a block within 2 s: a probe each beat, 1 s without an answer, and a look."""
 _AFTER_S: Final = 0.005
 """A beat comes so long after the moment, never before it, however coarse a timer is."""
 

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 CLAIMS_AT_ONCE: Final = 16
 MAX_LOST_ATTEMPTS: Final = 3
 LONGEST_LOOK_S: Final = 2 * BEAT_S
-HEED_S: Final = BEAT_S
+HEED_S: Final = BEAT_S / 2  # a cancelled model call may then be read on for a second, of two in all
 # A look for our own orphans reads all that this process holds; they are a minute old anyway.
 ORPHANS_EVERY_S: Final = 15.0
 
